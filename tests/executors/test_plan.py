@@ -28,7 +28,7 @@ def test_what_the_user_chose_stands() -> None:
 
 
 def test_chunks_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_memory", lambda device: 10**9)
+    monkeypatch.setattr(planning, "memory", lambda device: 10**9)
     found = plan(CPU, flops_per_step=1, bytes_per_client=10**7, workers=2)
     assert found.chunk == 10**9 // (planning.SHARE * 2 * 10**7) and "memory" in found.why
     assert plan(CPU, flops_per_step=1, bytes_per_client=10**12, workers=2).chunk == 1

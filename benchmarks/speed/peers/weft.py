@@ -141,7 +141,7 @@ def training(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
     """The rounds of one run."""
     made = run(p, federated(p), precision, p.workload.lr, p.first)
     told = rounds(made, p.cohorts[: warmup + timed], p.workload.seed, p.workload.evaluate_every)
-    return told[warmup:], accuracy(made), str(made.plan)
+    return told[warmup:], accuracy(made), str(made.engine.plan)
 
 
 def evaluation(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
@@ -156,7 +156,7 @@ def evaluation(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
         began = time.perf_counter()
         found = judged(made, "personal")
         told.append((time.perf_counter() - began, int(found["counts"].sum()), len(found["clients"])))
-    return told[warmup:], float(found["accuracy"].mean()), f"at most {made.plan.chunk} models judged together"
+    return told[warmup:], float(found["accuracy"].mean()), f"at most {made.engine.plan.chunk} models judged together"
 
 
 def one_by_one(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
@@ -167,7 +167,7 @@ def one_by_one(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
         made = run(p, data, precision, lr, first)
         told.append(rounds(made, draw_cohorts(w, warmup + timed, seed), seed, w.evaluate_every))
         right.append(accuracy(made))
-        plan = str(made.plan)
+        plan = str(made.engine.plan)
     sums = [tuple(sum(part) for part in zip(*each, strict=True)) for each in zip(*told, strict=True)]
     return sums[warmup:], float(np.mean(right)), f"one run after the other; {plan}"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -60,8 +59,7 @@ Look = Callable[[Tensor], tuple[Any, bool]]
 """Client ids -> (what views get as the download, whether it is stacked over these clients)."""
 
 
-@dataclass(frozen=True)
-class Exam:
+class Exam(NamedTuple):
     """A view that is to be judged on the clients' own examples."""
 
     number: int  # after this round
@@ -70,6 +68,7 @@ class Exam:
     full: bool  # all metrics, not only accuracy and loss
     past: Tensor  # int64 [population]: how many turns each client has had
     look: Look
+    ids: Tensor | None = None  # int64, ascending: whose; None: everybody's
 
 
 class Marks(NamedTuple):

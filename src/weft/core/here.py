@@ -89,7 +89,7 @@ class Here:
 
     def hear(self, message: Message, timed: Timed = untimed) -> Iterator[Part]:
         """Let clients take their turns, block by block; see `Clients`."""
-        turn, ids, down = _turn(self.method, message), message.ids, message.down
+        turn, ids, down = turn_of(self.method, message), message.ids, message.down
         if message.exchange == 0:
             self._blocks, self._minds = _blocks(self.groups, turn, ids, _size(turn, down, nbytes)), {}
         received = _size(turn, down, self.weigh)
@@ -137,9 +137,18 @@ class Here:
 
     def states(self, ids: Tensor) -> Mine:
         """All that clients of one architecture keep, stacked."""
-        k = next(k for k, group in enumerate(self.groups) if bool(torch.isin(ids, group.ids).all()))
-        mine: Mine = self.kept[k].gather(torch.searchsorted(self.groups[k].ids, ids))
+        store, members = self._rows(ids)
+        mine: Mine = store.gather(members)
         return mine
+
+    def put(self, ids: Tensor, states: Mine) -> None:
+        """Let clients of one architecture keep this."""
+        store, members = self._rows(ids)
+        store.scatter(members, states)
+
+    def _rows(self, ids: Tensor) -> tuple[Kept, Tensor]:
+        k = next(k for k, group in enumerate(self.groups) if bool(torch.isin(ids, group.ids).all()))
+        return self.kept[k], torch.searchsorted(self.groups[k].ids, ids)
 
     def saved(self) -> list[dict[str, Any] | None]:
         """For each group what its clients keep that ever had a turn."""
@@ -165,7 +174,7 @@ class Seat:
     members: Tensor  # int64: their places in their group
 
 
-def _turn(method: Method, message: Message) -> Method:
+def turn_of(method: Method, message: Message) -> Method:
     """The turn that a message is for."""
     turn = method if message.number else method.opening
     for _ in range(message.exchange):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from weft.core.channel import Sum, keep_all, mean
-from weft.core.clients import Part
+from weft.core.clients import Part, Traffic
 from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.turn import encoded
@@ -42,14 +42,34 @@ def joined(method: Method, net: Net, parts: Sequence[Any], weights: Sequence[Ten
     return type(parts[0])(**found)
 
 
+def merged(method: Method, net: Net, parts: Sequence[Part]) -> Part:
+    """Several parts as one, to be reduced further: sums as partial sums, other uploads stacked in the order of ids."""
+    if len(parts) == 1:
+        return parts[0]
+    full = [part for part in parts if len(part.ids)] or parts[:1]
+    ids, order = torch.cat([part.ids for part in full]).sort()
+    weights = torch.cat([part.weights for part in full])
+    ups = [part.up for part in full]
+    if len(ups) == 1:
+        up = ups[0]
+    elif sums(method):
+        up = joined(method, net, ups, [part.weights for part in full])
+    else:
+        up = tree_map(lambda *x: torch.cat(x)[order.to(x[0].device)], *ups)
+    return Part(
+        ids,
+        weights[order.to(weights.device)],
+        up,
+        torch.cat([part.skipped for part in parts]),
+        next((part.culprit for part in parts if part.culprit), ""),
+        Traffic(sum(part.traffic.up for part in parts), sum(part.traffic.down for part in parts)),
+        sum(part.steps for part in parts),
+        full[0].rate,
+    )
+
+
 def gathered(method: Method, net: Net, parts: Sequence[Part]) -> tuple[Any, Tensor, Tensor]:
     """(what all parts reduce to, client ids ascending, their weights); every part holds a client."""
-    ids, order = torch.cat([part.ids for part in parts]).sort()
-    weights = torch.cat([part.weights for part in parts])
-    weights = weights[order.to(weights.device)]
-    ups = [part.up for part in parts]
-    if sums(method):
-        whole = ups[0] if len(ups) == 1 else joined(method, net, ups, [part.weights for part in parts])
-        return whole, ids, weights
-    stack = ups[0] if len(ups) == 1 else tree_map(lambda *x: torch.cat(x)[order.to(x[0].device)], *ups)
-    return reduced(method, net, stack, weights), ids, weights
+    whole = merged(method, net, parts)
+    up = whole.up if sums(method) else reduced(method, net, whole.up, whole.weights)
+    return up, whole.ids, whole.weights

@@ -70,6 +70,7 @@ class Source:
         if str(x.dtype) not in (allowed := dtypes.get(self.kind, "int32").split()):
             raise SettingError(f"data set {name!r}: x is {x.dtype}, but {self.kind} data is {' or '.join(allowed)}")
 
+        object.__setattr__(self, "x", np.asarray(x))  # of a memory map the plain view, which processes can share
         shape = x.shape if self.kind == "characters" else (n,)
         for field in ("y", "owner", "domain"):
             value: Array | None = getattr(self, field)

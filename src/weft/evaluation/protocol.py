@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weft.core.clients import Array, Exam, Look, Marks
@@ -43,7 +44,8 @@ class Examiner:
 
     def __call__(self, here: Here, exam: Exam) -> Marks:
         """The marks of all clients that are here and have examples of the split."""
-        ids = np.sort(np.concatenate([group.ids.numpy() for group in here.groups]))
+        everybody = torch.cat([group.ids for group in here.groups]).sort().values
+        ids = (everybody if exam.ids is None else exam.ids).numpy()
         split = getattr(self.data, exam.split)
         said = answer(
             here,

@@ -30,7 +30,13 @@ class Plan:
 
 
 def plan(
-    device: torch.device, *, flops_per_step: float, bytes_per_client: int, chunk: int = 0, workers: int = 0
+    device: torch.device,
+    *,
+    flops_per_step: float,
+    bytes_per_client: int,
+    chunk: int = 0,
+    workers: int = 0,
+    room: int = 0,
 ) -> Plan:
     """The plan for a device, from what a step of one client costs.
 
@@ -42,6 +48,7 @@ def plan(
         bytes_per_client: state that one client carries through its steps.
         chunk: most clients in one program, if the user chose; 0 leaves the choice.
         workers: programs side by side, likewise.
+        room: bytes of memory there; 0: those of this machine's device.
     """
     on_cpu = device.type == "cpu"
     workers = workers or (cores() if on_cpu else 1)
@@ -49,7 +56,7 @@ def plan(
         return Plan(chunk, workers, "as chosen")
     if on_cpu and flops_per_step >= FULL:
         return Plan(1, workers, f"a step of one client is {flops_per_step / 1e6:.0f} MFLOP, which fills a core")
-    room = _memory(device) // (SHARE * workers * max(1, bytes_per_client))
+    room = (room or memory(device)) // (SHARE * workers * max(1, bytes_per_client))
     most = 64 if on_cpu else 1024
     if room < most:
         return Plan(max(1, int(room)), workers, f"more would need over 1/{SHARE} of the memory")
@@ -61,7 +68,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory(device: torch.device) -> int:
+def memory(device: torch.device) -> int:
     """Bytes of memory that a device has; not what others leave of it at this moment, which would change the plan."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)

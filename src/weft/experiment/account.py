@@ -102,10 +102,8 @@ def lines(seconds: Mapping[str, float], work: Work, best: Ceilings, plan: str) -
     whole, local = sum(seconds.values()) or 1.0, seconds["local"] or float("inf")
     told = [f"plan: {plan}"]
     told += [f"{part:<12}{seconds[part]:9.2f} s {seconds[part] / whole:6.1%}" for part in PARTS]
-    padding = 1 - work.rows / work.rows_run if work.rows_run else 0.0
-    told.append(
-        f"in turns: {work.steps / local:,.0f} client steps/s, {padding:.1%} of the computed examples are padding"
-    )
+    padding = f", {1 - work.rows / work.rows_run:.1%} of the computed examples are padding" if work.rows_run else ""
+    told.append(f"in turns: {work.steps / local:,.0f} client steps/s{padding}")
     told.append(
         f"{work.flops / local / 1e9:.1f} GFLOP/s, {work.flops / local / best.flops:.0%} of this machine's "
         f"{best.flops / 1e9:.0f} (a large matrix product)"

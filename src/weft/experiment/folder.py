@@ -115,8 +115,14 @@ class RunFolder:
         return pa.concat_tables([pyarrow.parquet.read_table(p) for p in parts]) if parts else SCHEMA.empty_table()
 
 
+PLACE = frozenset(
+    ("executor", "chunk", "workers", "device", "checkpoint_every", "actors", "actor_cpus", "actor_gpus", "ray_address")
+)
+"""Settings that say where and how clients run, not what is computed: a run may go on with others."""
+
+
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [k for k in {**old, **new} if k not in ("executor", "chunk", "workers", "device", "checkpoint_every")]
+        names = [k for k in {**old, **new} if k not in PLACE]
         return [d for k in names for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
     return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]

@@ -68,8 +68,8 @@ def _judged(found: Set, firsts: Mapping[str, Run], seeds: int, policy: Policy) -
     runs = [firsts[label] for label in found.labels]
     if len(runs) * seeds == 1:
         return [found]
-    if runs[0].settings.executor == "loop":
-        return [Set(found.labels, "executor = loop takes one client after the other")]
+    if runs[0].settings.executor != "batched":
+        return [Set(found.labels, f"executor = {runs[0].settings.executor} takes one run after the other")]
     if policy == "auto" and runs[0].probe.flops_per_step > SMALL:
         return [Set(found.labels, f"a step of {runs[0].settings.model} is work enough")]
     fixed = tried(runs)
@@ -145,10 +145,10 @@ def go(runs: Sequence[Run], tell: Tell | None = None) -> list[Ended]:
     first = runs[0]
     examples, alone = first.here.examples, first.here.execute
     batch = examples.x[:1].numel() * first.settings.batch_size * examples.dtype.itemsize
-    chunk = max(first.plan.chunk, _PROGRAM // (_bytes(first) + batch))
+    chunk = max(first.engine.plan.chunk, _PROGRAM // (_bytes(first) + batch))
     drawn = Once()
     methods = [run.federation.method for run in runs]
-    together = Together(methods, Batched(chunk, first.plan.workers, first.settings.rounds))
+    together = Together(methods, Batched(chunk, first.engine.plan.workers, first.settings.rounds))
     latest = 0
 
     def told(report: RoundReport) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,22 @@ from weft.core.round import Federation, begin, play
 from weft.core.stream import stream
 from weft.core.task import Examples, Turn
 from weft.core.turn import Execute
-from weft.data.federated import FederatedData, Indices
-from weft.evaluation.protocol import Examiner, judge
-from weft.executors import Batched, Plan, loop, plan
+from weft.data.federated import FederatedData
+from weft.evaluation.protocol import judge
+from weft.executors import Batched
 from weft.experiment import assemble, checkpoint
 from weft.experiment.account import PARTS, Account, Work, lines, measured
-from weft.experiment.drawing import Drawing
+from weft.experiment.engine import Engine, engine
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
 from weft.experiment.plugins import load_methods
 from weft.experiment.probe import Probe, probe
 from weft.experiment.result import Result
 from weft.experiment.settings import RunSettings, Settings, from_mapping, plain
+from weft.experiment.settled import able, planned, settled
 from weft.experiment.sources import federated
 from weft.experiment.summary import dumps, summarise
 from weft.experiment.trackers import Tracking
 from weft.experiment.trackers import refuse as refuse_trackers
-from weft.wire import weigh
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Run:
     here: Here  # the clients, in this process
     device: torch.device
     probe: Probe
-    plan: Plan
+    engine: Engine
     model: Any = None  # a network that is not one by name
     folder: RunFolder | None = None
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
@@ -146,22 +146,13 @@ class Run:
         if out is None and (resume or trackers):
             raise SettingError("resume and trackers need a run folder: give `out`")
         examples = like.here.examples if like else assemble.examples(data, where, dtype)
-        pool = np.concatenate([data.train.client(k) for k in able(data)]) if "pooled data" in parts.needs else None
-        draw = Drawing(data.train, settings, dtype, where, pool)
-        here = Here.begin(parts, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
+        here = settled(parts, groups, examples, data, settings)
         federation = begin(parts, here, data.clients(), settings.init_seed)
         for group in reversed(groups):  # every architecture; the figures are those of a client of the first one
             found = probe(federation, here, typical(parts, data, settings, group))
-        chosen = plan(
-            where,
-            flops_per_step=found.flops_per_step,
-            bytes_per_client=sum(row["bytes"] for row in found.wire) + sum(k.row_bytes for k in here.kept),
-            chunk=settings.chunk,
-            workers=settings.workers,
-        )
-        if settings.executor == "batched":
-            here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
-        here.examine = Examiner(data, chosen.chunk, chosen.workers)
+        size = sum(row["bytes"] for row in found.wire) + sum(k.row_bytes for k in here.kept)
+        chosen = engine(method, data, settings, model, where, flops=found.flops_per_step, size=size)
+        planned(here, data, settings, chosen.plan)
         made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
         if profiled:
             here.execute = made._counted(here.execute)
@@ -188,6 +179,16 @@ class Run:
 
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
+        if self.done < self.settings.rounds:
+            self.federation = replace(self.federation, clients=self.engine.spread(self.here))
+            try:
+                self._play(tell)
+            finally:
+                self.federation.clients.close()
+                self.federation = replace(self.federation, clients=self.here)
+        return self._finish()
+
+    def _play(self, tell: Tell | None) -> None:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiled, self.clock)
         for number in range(self.done + 1, self.settings.rounds + 1):
@@ -226,7 +227,6 @@ class Run:
             self.tracking.log(number, {**headline, **{f"run/{k}": v for k, v in costs.items()}})
             if tell:
                 tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
-        return self._finish()
 
     def _counted(self, execute: Execute) -> Execute:
         """The executor, with the examples that it computes counted."""
@@ -256,7 +256,7 @@ class Run:
 
     def profile(self) -> list[str]:
         """The account of the rounds played, as lines; with a run folder, also written to ``profile.json``."""
-        seconds = {part: self.totals.get(f"{part}_seconds", 0.0) for part in PARTS}
+        seconds, plan = {part: self.totals.get(f"{part}_seconds", 0.0) for part in PARTS}, str(self.engine.plan)
         steps, (rows, rows_run) = self.totals.get("steps", 0.0), self.rows
         model = sum(x.numel() * x.element_size() for x in self.federation.net.init(0).values())
         example = self.here.examples.look(torch.zeros(1, dtype=torch.int64, device=self.device))
@@ -264,9 +264,9 @@ class Run:
         work = Work(steps, self.totals.get("flops", 0.0), least, rows, rows_run)
         best = measured(self.device, self.here.examples.dtype)
         if self.folder:
-            told = {"plan": str(self.plan), "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
+            told = {"plan": plan, "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
             self.folder.write("profile.json", dumps(told))
-        return lines(seconds, work, best, str(self.plan))
+        return lines(seconds, work, best, plan)
 
     def _keep(self, number: int, rows: pa.Table) -> None:
         self.over_clients.append(_over_clients_only(rows))
@@ -289,7 +289,7 @@ class Run:
             self.totals,
             self.probe,
             self.device,
-            f"{self.settings.executor}, {self.plan}" if self.settings.executor == "batched" else self.settings.executor,
+            self.engine.about,
         )
 
     def _finish(self) -> Result:
@@ -317,12 +317,8 @@ def reopen(path: Path | str) -> Result:
     """
     load_methods()
     found = Settings.read(Path(path) / "settings.yaml")
-    return Run.prepare(found.method, federated(found.data), found.run, out=path, resume=True)._finish()
-
-
-def able(data: FederatedData) -> Indices:
-    """The clients that train, ascending."""
-    return np.setdiff1d(np.arange(data.clients()), data.unseen)
+    chosen = replace(found.run, executor="batched")  # nothing is trained any more
+    return Run.prepare(found.method, federated(found.data), chosen, out=path, resume=True)._finish()
 
 
 def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -60,9 +61,16 @@ class RunSettings:
     precision: Literal["fp32", "fp64", "bf16"] = _set(
         "fp32", "floating-point type of the parameters; bf16: fp32 parameters, products in bfloat16"
     )
-    executor: Literal["batched", "loop"] = _set("batched", "batched: many clients as one program; loop: one by one")
+    executor: Literal["batched", "loop", "ray"] = _set(
+        "batched",
+        "batched: many clients as one program; loop: one by one; ray: batched, over the actors of a Ray cluster",
+    )
     chunk: int = _set(0, "most clients in one program; 0: planned from the model and the machine")
     workers: int = _set(0, "programs side by side; 0: one for each core, or one on a GPU")
+    actors: int = _set(2, "with executor ray: processes that clients are shared among")
+    actor_cpus: float = _set(1.0, "CPUs of an actor; may be a part of one")
+    actor_gpus: float = _set(0.0, "GPUs of an actor; may be a part of one")
+    ray_address: str = _set("", "a Ray cluster to join, such as auto or 10.0.0.1:6379; empty: one on this machine")
     evaluate_every: int = _set(1, "rounds between evaluations")
     buffers: Literal["average", "local", "recalibrate"] = _set("average", "what happens to batch-norm statistics")
     stragglers: float = _set(0.0, "share of a round's clients that make fewer epochs, uniform in 1..epochs")
@@ -75,6 +83,15 @@ class RunSettings:
         for name, value in (("rounds", self.rounds), ("epochs", self.epochs)):
             if value < 1:
                 raise SettingError(f"{name} = {value} leaves nothing to do: use 1 or more")
+        if self.actors < 1:
+            raise SettingError(f"actors = {self.actors} leaves nobody to train: use 1 or more")
+        for name, part, least in (("actor_cpus", self.actor_cpus, 0.01), ("actor_gpus", self.actor_gpus, 0.0)):
+            if not least <= part < math.inf or (part > 1 and part != int(part)):
+                raise SettingError(f"{name} = {part:g} can't be had: use a part of one such as 0.5, or a whole number")
+        if self.executor == "ray" and self.device.startswith("cuda") and not self.actor_gpus:
+            raise SettingError(f"device = {self.device!r} needs actors with GPUs: add --actor-gpus 1, or a part of one")
+        if self.executor == "ray" and self.device == "cpu" and self.actor_gpus:
+            raise SettingError(f"actor_gpus = {self.actor_gpus:g} has no use with device = 'cpu': leave it out")
         for name, value in (("chunk", self.chunk), ("workers", self.workers)):
             if value < 0:
                 raise SettingError(f"{name} = {value} is no number of them: use 1 or more, or 0 to leave the choice")

@@ -125,6 +125,10 @@ def fedgen(
         counts = {"classes": like.new_zeros(net.classes)}
         return Teacher(first, tree, counts, generator_opt.init(gen.learnable(tree)))
 
+    def client(net: Net, first: Tree) -> tuple[()]:
+        maker(net, first)  # before the first turn: building draws random numbers, which may not be done inside one
+        return ()
+
     def send(state: Teacher, r: Round) -> Lesson:
         counts = state.counts["classes"]
         now = min(weight, max(1e-4, weight * decay ** (r.number - 1)))
@@ -169,6 +173,7 @@ def fedgen(
     return replace(
         fedavg(opt),
         server=server,
+        client=client,
         send=send,
         work=work,
         advance=advance,
