@@ -72,7 +72,7 @@ class Stack:
         """
         self.step, self.dims, self.state, self.key, self.width = step, tuple(dims), state, key, step.width
         live = (rows >= 0).cpu().numpy()  # read once, so that nothing waits for the device
-        self.real = live.any(2)  # [clients, steps]
+        self.real = np.asarray(live.any(2))  # [clients, steps]
         self.full = bool((live.all(2) == self.real).all())
         self.ends = (self.real * np.arange(1, self.real.shape[1] + 1)).max(1, initial=0)
         self.last = int(self.ends.max(initial=0))
