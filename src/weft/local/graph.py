@@ -33,7 +33,13 @@ def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Flat:
     Returns:
         Flat: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
-    return _unlocked(shortened(function, inputs, carry).forward, inputs)
+    run = _unlocked(shortened(function, inputs, carry).forward, inputs)
+
+    def as_traced(*inputs: Tensor) -> Sequence[Tensor]:
+        with torch.enable_grad():  # oneDNN's recurrent layers keep what their backward pass needs only then
+            return run(*inputs)
+
+    return as_traced
 
 
 def _unlocked(run: Flat, inputs: Sequence[Tensor]) -> Flat:

@@ -42,7 +42,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
-        return (_fused if _fits(x, w_x, w_h, low) else _forward)(x, w_x, w_h, b, low)
+        return (_fused if _fits(x, w_x, w_h, b, low) else _forward)(x, w_x, w_h, b, low)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -170,24 +170,25 @@ FUSED = hasattr(aten, "mkldnn_rnn_layer") and hasattr(aten, "mkldnn_rnn_layer_ba
 _LSTM = 2  # its number among oneDNN's kinds of layers
 
 
-def _fits(x: Tensor, w_x: Tensor, w_h: Tensor, low: Low) -> bool:
-    """One client in float32 on a CPU."""
-    plain = x.ndim == w_x.ndim + 1 == 3 and x.numel() > 0 and low is None
-    single = all(v.dtype == torch.float32 and v.device.type == "cpu" for v in (x, w_x, w_h))
-    return FUSED and plain and single and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+def _fits(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> bool:
+    """One client in float32 on a CPU, with products in float32 or in bfloat16 if the processor has them."""
+    if not (FUSED and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    if low is not None and not (low == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    single = all(v.dtype == torch.float32 and v.device.type == "cpu" for v in (x, w_x, w_h, b))
+    return single and x.ndim == 3 and x.numel() > 0
 
 
 def _fused(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, the last cells, oneDNN's workspace)."""
-    width = w_h.shape[-1]
-    still = x.new_zeros(1, len(x), width)
-    early = x.transpose(0, 1).contiguous()
+    still = _still(x, w_h, low)
+    tensors = (v.detach() for v in _operands(x, w_x, w_h, b, low))
     with torch.enable_grad():  # without it there is no workspace
         out, _, cells, workspace = aten.mkldnn_rnn_layer(
-            *(v.detach() for v in (early, w_x, w_h, b, torch.zeros_like(b), still, still)),
-            False, [], _LSTM, width, 1, True, False, False, True,
-        )  # fmt: skip  # reverse, batch sizes, kind, width, layers, biases, bidirectional, batch first, train
-    return out.transpose(0, 1), cells, workspace
+            *tensors, still, still, False, [], _LSTM, w_h.shape[-1], 1, True, False, False, True
+        )  # reverse, batch sizes, kind, width, layers, biases, bidirectional, batch first, train
+    return out.transpose(0, 1).to(x.dtype), cells, workspace
 
 
 def _fused_backward(
@@ -195,14 +196,28 @@ def _fused_backward(
     low: Low,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """As `_backward`, from what `_fused` gave."""
-    width = w_h.shape[-1]
-    still = x.new_zeros(1, len(x), width)
-    x, out, grad = (v.transpose(0, 1).contiguous() for v in (x, out, grad))
+    still = _still(x, w_h, low)
+    out, grad = _early(out, low), _early(grad, low)
     d_x, d_wx, d_wh, d_b, _, _, _ = aten.mkldnn_rnn_layer_backward(
-        x, w_x, w_h, b, torch.zeros_like(b), still, still, out, out[-1:], cells, grad, still, still,
-        False, _LSTM, width, 1, True, True, False, [], False, workspace,
+        *_operands(x, w_x, w_h, b, low), still, still, out, out[-1:], cells, grad, still, still,
+        False, _LSTM, w_h.shape[-1], 1, True, True, False, [], False, workspace,
     )  # fmt: skip  # reverse, kind, width, layers, biases, train, bidirectional, batch sizes, batch first
     return d_x.transpose(0, 1), d_wx, d_wh, d_b
+
+
+def _still(x: Tensor, w_h: Tensor, low: Low) -> Tensor:
+    """First states, and gradients of the last ones."""
+    return x.new_zeros(1, len(x), w_h.shape[-1], dtype=low or x.dtype)
+
+
+def _early(x: Tensor, low: Low) -> Tensor:
+    """Time first."""
+    return x.transpose(0, 1).contiguous().to(low or x.dtype)
+
+
+def _operands(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> list[Tensor]:
+    """Those that both passes take; of two biases the second is zero."""
+    return [_early(x, low), *(v.to(low or x.dtype) for v in (w_x, w_h, b, torch.zeros_like(b)))]
 
 
 def _count(early: Any, w_x: Any, w_h: Any, *_: Any, **__: Any) -> int:
