@@ -26,7 +26,7 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, time, inputs]; returns [batch, time, width]."""
-        return lstm(x, self.w_x, self.w_h, self.b)
+        return lstm(x, self.w_x, self.w_h, self.b, keep=self.training)
 
 
 class CharacterLSTM(nn.Module):

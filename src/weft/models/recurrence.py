@@ -18,7 +18,7 @@ Low = torch.dtype | None
 """The type of products under autocast; sums and states keep their own."""
 
 
-def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor) -> Tensor:
+def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, *, keep: bool = True) -> Tensor:
     """The outputs of a layer that starts from zeros.
 
     Args:
@@ -26,6 +26,8 @@ def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor) -> Tensor:
         w_x: [4 width, inputs]; gates input, forget, cell, output.
         w_h: [4 width, width].
         b: [4 width].
+        keep: hold on to what the backward pass needs, five times as much as the outputs; otherwise it is computed
+            again should there be one.
 
     Returns:
         Tensor: [batch, time, width].
@@ -33,31 +35,35 @@ def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor) -> Tensor:
     where = x.device.type
     low = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else None
     with torch.autocast(where, enabled=False):
-        out, _, _ = _Layer.apply(x, w_x, w_h, b, low)  # type: ignore[no-untyped-call]
+        out, _, _ = _Layer.apply(x, w_x, w_h, b, keep, low)  # type: ignore[no-untyped-call]
     return out  # type: ignore[no-any-return]
 
 
 class _Layer(torch.autograd.Function):
-    """Gives what the backward pass needs besides the outputs: cells, and gates or oneDNN's workspace (uint8)."""
+    """Gives what is kept besides the outputs: cells, and gates or oneDNN's workspace (uint8)."""
 
     @staticmethod
-    def forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
-        return (_fused if _fits(x, w_x, w_h, b, low) else _forward)(x, w_x, w_h, b, low)
+    def forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, keep: bool, low: Low) -> tuple[Tensor, Tensor, Tensor]:
+        return (_fused if _fits(x, w_x, w_h, b, low) else _forward)(x, w_x, w_h, b, keep, low)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.low = inputs
+        *tensors, ctx.keep, ctx.low = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return (*_Slopes.apply(*ctx.saved_tensors, grad, ctx.low), None)  # type: ignore[no-untyped-call]
+        *inputs, out, cells, record = ctx.saved_tensors
+        if not ctx.keep:
+            out, cells, record = _Layer.apply(*inputs, True, ctx.low)  # type: ignore[no-untyped-call]
+        slopes = _Slopes.apply(*inputs, out, cells, record, grad, ctx.low)  # type: ignore[no-untyped-call]
+        return (*slopes, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], int]:
-        *tensors, low = inputs
-        return _Layer.apply(*_stacked(info, in_dims, tensors), low), 0  # type: ignore[no-untyped-call]
+        *tensors, keep, low = inputs
+        return _Layer.apply(*_stacked(info, in_dims, tensors), keep, low), 0  # type: ignore[no-untyped-call]
 
 
 class _Slopes(torch.autograd.Function):
@@ -84,7 +90,7 @@ class _Slopes(torch.autograd.Function):
         """What the first pass kept depends on the inputs too, so a second derivative goes through the plain loop."""
 
         def slopes(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, grad: Tensor) -> Any:
-            return torch.func.vjp(lambda *inputs: _forward(*inputs, ctx.low)[0], x, w_x, w_h, b)[1](grad)
+            return torch.func.vjp(lambda *inputs: _forward(*inputs, False, ctx.low)[0], x, w_x, w_h, b)[1](grad)
 
         *inputs, grad = torch.func.vjp(slopes, *ctx.saved_tensors)[1](grads)
         return (*inputs, None, None, None, grad, None)
@@ -107,7 +113,9 @@ def _stacked(info: Any, in_dims: tuple[int | None, ...], tensors: list[Tensor]) 
     ]
 
 
-def _forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, keep: bool, low: Low
+) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs [..., batch, time, width], cells likewise, gates before their squashing [..., time, batch, 4 width])."""
     *lead, batch, time, _ = x.shape
     early = x.transpose(-3, -2)
@@ -121,9 +129,18 @@ def _forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         outs.append(h)
-        cells.append(c)
-        gates.append(z)
+        if keep:
+            cells.append(c)
+            gates.append(z)
+    if not keep:
+        return torch.stack(outs, -2), *_nothing(x)
     return torch.stack(outs, -2), torch.stack(cells, -2), torch.stack(gates, -3)
+
+
+def _nothing(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty tensors, with the axes of clients."""
+    none = x.new_empty(*x.shape[:-3], 0)
+    return none, none.clone()
 
 
 def _backward(
@@ -180,15 +197,16 @@ def _fits(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> bool:
     return single and x.ndim == 3 and x.numel() > 0
 
 
-def _fused(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
+def _fused(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, keep: bool, low: Low) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, the last cells, oneDNN's workspace)."""
     still = _still(x, w_h, low)
     tensors = (v.detach() for v in _operands(x, w_x, w_h, b, low))
     with torch.enable_grad():  # without it there is no workspace
         out, _, cells, workspace = aten.mkldnn_rnn_layer(
-            *tensors, still, still, False, [], _LSTM, w_h.shape[-1], 1, True, False, False, True
+            *tensors, still, still, False, [], _LSTM, w_h.shape[-1], 1, True, False, False, keep
         )  # reverse, batch sizes, kind, width, layers, biases, bidirectional, batch first, train
-    return out.transpose(0, 1).to(x.dtype), cells, workspace
+    kept = (cells, workspace) if keep else _nothing(x)
+    return out.transpose(0, 1).to(x.dtype), *kept
 
 
 def _fused_backward(
