@@ -6,6 +6,7 @@ client on a CPU takes oneDNN's fused layer, whose backward pass torch.func would
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,9 +77,11 @@ class _Slopes(torch.autograd.Function):
             return _backward(*inputs)
         if grad.ndim == 3:
             return _fused_backward(*inputs)
-        each = zip(*(x.flatten(0, x.ndim - n) for x, n in zip(inputs[:-1], _AXES, strict=True)), strict=True)
-        parts = [torch.stack(part) for part in zip(*(_fused_backward(*x, inputs[-1]) for x in each), strict=True)]
-        return tuple(x.unflatten(0, grad.shape[:-3]) for x in parts)
+        lead = grad.shape[:-3]
+        flat = (x.flatten(0, x.ndim - n) for x, n in zip(inputs[:-1], _AXES, strict=True))
+        each: Any = zip(*flat, strict=True)
+        parts = zip(*(_fused_backward(*one, low=inputs[-1]) for one in each), strict=True)
+        return tuple(torch.stack(part).reshape(*lead, *part[0].shape) for part in parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -89,8 +92,11 @@ class _Slopes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """What the first pass kept depends on the inputs too, so a second derivative goes through the plain loop."""
 
+        def plain(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor) -> Tensor:
+            return _forward(x, w_x, w_h, b, False, ctx.low)[0]
+
         def slopes(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, grad: Tensor) -> Any:
-            return torch.func.vjp(lambda *inputs: _forward(*inputs, False, ctx.low)[0], x, w_x, w_h, b)[1](grad)
+            return torch.func.vjp(plain, x, w_x, w_h, b)[1](grad)
 
         *inputs, grad = torch.func.vjp(slopes, *ctx.saved_tensors)[1](grads)
         return (*inputs, None, None, None, grad, None)
@@ -113,14 +119,12 @@ def _stacked(info: Any, in_dims: tuple[int | None, ...], tensors: list[Tensor]) 
     ]
 
 
-def _forward(
-    x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, keep: bool, low: Low
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, keep: bool, low: Low) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs [..., batch, time, width], cells likewise, gates before their squashing [..., time, batch, 4 width])."""
     *lead, batch, time, _ = x.shape
     early = x.transpose(-3, -2)
     drive = _sum(b[..., None, :].expand(*lead, batch * time, -1), early.flatten(-3, -2), w_x.mT, low)
-    drive = drive.unflatten(-2, (time, batch))
+    drive = drive.reshape(*lead, time, batch, -1)
     h = c = torch.zeros_like(drive[..., 0, :, : w_h.shape[-1]])
     outs, cells, gates = [], [], []
     for d in drive.unbind(-3):
@@ -163,7 +167,7 @@ def _backward(
         carried = dc * f_t
     dz = torch.stack(each[::-1], -3).flatten(-3, -2)
     flat = (v.flatten(-3, -2) for v in (x, _before(out)))
-    d_x = _product(dz, w_x, low).unflatten(-2, x.shape[-3:-1]).transpose(-3, -2)
+    d_x = _product(dz, w_x, low).reshape(x.shape).transpose(-3, -2)
     return (d_x, *(_product(dz.mT, v, low) for v in flat), dz.sum(-2))
 
 
@@ -177,7 +181,7 @@ def _product(a: Tensor, b: Tensor, low: Low) -> Tensor:
 
 
 def _sum(a: Tensor, b: Tensor, c: Tensor, low: Low) -> Tensor:
-    """a + b c, by one operation where there is one."""
+    """`a + b c`, by one operation where there is one."""
     if low is None and a.ndim in (2, 3):
         return (torch.addmm if a.ndim == 2 else torch.baddbmm)(a, b, c)
     return a + _product(b, c, low)
@@ -189,7 +193,7 @@ _LSTM = 2  # its number among oneDNN's kinds of layers
 
 def _fits(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> bool:
     """One client in float32 on a CPU, with products in float32 or in bfloat16 if the processor has them."""
-    if not (FUSED and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    if not (FUSED and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return False
     if low is not None and not (low == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
@@ -238,7 +242,7 @@ def _operands(x: Tensor, w_x: Tensor, w_h: Tensor, b: Tensor, low: Low) -> list[
     return [_early(x, low), *(v.to(low or x.dtype) for v in (w_x, w_h, b, torch.zeros_like(b)))]
 
 
-def _count(early: Any, w_x: Any, w_h: Any, *_: Any, **__: Any) -> int:
+def _count(early: Sequence[int], w_x: Sequence[int], w_h: Sequence[int], *_: Any, **__: Any) -> int:
     """Floating-point operations of the fused layer, from shapes."""
     return 2 * early[0] * early[1] * w_x[0] * (w_x[1] + w_h[1])
 
