@@ -80,7 +80,7 @@ class _Slopes(torch.autograd.Function):
         lead = grad.shape[:-3]
         flat = (x.flatten(0, x.ndim - n) for x, n in zip(inputs[:-1], _AXES, strict=True))
         each: Any = zip(*flat, strict=True)
-        parts = zip(*(_fused_backward(*one, low=inputs[-1]) for one in each), strict=True)
+        parts = zip(*(_fused_backward(*[*one, inputs[-1]]) for one in each), strict=True)
         return tuple(torch.stack(part).reshape(*lead, *part[0].shape) for part in parts)
 
     @staticmethod
