@@ -163,7 +163,7 @@ def _by_a_number(module: GraphModule, node: Node, seen: dict[Any, Node]) -> Node
     if tensor.target is aten.mul.Scalar:
         tensor, number = tensor.args[0], number * tensor.args[1]
     if number == 1:
-        return tensor
+        return tensor  # type: ignore[no-any-return]
     key = (aten.mul.Scalar, tensor, number)
     if key not in seen:
         with module.graph.inserting_before(node):

@@ -85,7 +85,8 @@ class Stack:
     def folded(self) -> list[Tensor]:
         """The carries after the last batch of each."""
         slices = np.array_split(np.arange(len(self.ends)), min(self.workers, max(1, len(self.ends))))
-        parts = side_by_side(self._slice, slices, self.workers)
+        with torch.enable_grad():  # as in other threads; oneDNN's recurrent layers keep only then what they need
+            parts = side_by_side(self._slice, slices, self.workers)
         if len(parts) == 1:
             return parts[0]
         whole = self.state[: self.width]
