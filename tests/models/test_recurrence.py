@@ -154,14 +154,19 @@ def test_the_fused_layer_counts_as_many_operations_as_the_products_it_makes(monk
 
 
 def test_fedavg_on_the_plays_is_the_same_one_by_one_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+<<<<<<< HEAD
     monkeypatch.setattr(import_module("weft.local.stack"), "WORTH", 1)  # so that steps are traced
     source = shakespeare(minimum=42000, length=60)  # three roles
+=======
+    monkeypatch.setattr(import_module("weft.local.stack"), "WORTH", 1)  # so that steps are traced
+    source = shakespeare(minimum=42000, length=12)  # three roles
+>>>>>>> lstm
     data = weft.federate(source, partition="natural")
 
     def trained(**plan: Any) -> dict[str, Tensor]:
         result = weft.run(
             "fedavg", data, model=lambda: CharacterLSTM(source.vocabulary, source.classes, 8), rounds=2, cohort=3,
-            batch_size=200, precision="fp64", device="cpu", evaluate_every=2, **plan,
+            batch_size=1000, precision="fp64", device="cpu", evaluate_every=2, **plan,
         )  # fmt: skip
         return result.federation.server.model
 
