@@ -154,13 +154,8 @@ def test_the_fused_layer_counts_as_many_operations_as_the_products_it_makes(monk
 
 
 def test_fedavg_on_the_plays_is_the_same_one_by_one_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    monkeypatch.setattr(import_module("weft.local.stack"), "WORTH", 1)  # so that steps are traced
-    source = shakespeare(minimum=42000, length=60)  # three roles
-=======
     monkeypatch.setattr(import_module("weft.local.stack"), "WORTH", 1)  # so that steps are traced
     source = shakespeare(minimum=42000, length=12)  # three roles
->>>>>>> lstm
     data = weft.federate(source, partition="natural")
 
     def trained(**plan: Any) -> dict[str, Tensor]:
