@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import shutil
 import tempfile
 import weakref
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-BUDGET = 64 * 2**20
-"""Bytes of kept state of one group of clients above which it lives in a memory-mapped file."""
+BUDGET = max(2**26, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32) if hasattr(os, "sysconf") else 2**28
+"""Bytes of kept state of one group of clients above which it lives in a memory-mapped file: a part of the memory, since
+a mapped page costs a fault whenever it is read anew."""
 
 
 class Kept:

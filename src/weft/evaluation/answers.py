@@ -93,6 +93,10 @@ def answer(
     return joined.take(np.argsort(joined.client, kind="stable"))
 
 
+_STACK = 2**24
+"""Bytes of personal models that are judged as one program: more of them leave the caches, fewer have nothing to do."""
+
+
 def _joined(arrays: list[Any]) -> Any:
     return None if arrays[0] is None else np.concatenate(arrays)
 
@@ -129,7 +133,15 @@ def _personal(
         order = np.flatnonzero(kind & (sizes > 0))
         order = order[np.argsort(-sizes[order], kind="stable")]
         while len(order):
-            most = max(1, min(together, -(-len(order) // workers), 4 * block // int(sizes[order[0]])))
+            most = max(
+                1,
+                min(
+                    together,
+                    _STACK // max(1, store.row_bytes),
+                    -(-len(order) // workers),
+                    4 * block // int(sizes[order[0]]),
+                ),
+            )
             chunks.append(np.sort(order[:most]))
             order = order[most:]
     phases = {name: phase for name, phase in here.method.phases.items() if name == "adapt"}
