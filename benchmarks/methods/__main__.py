@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import torch
-
 from benchmarks.methods.trials import Pair, pairs, work
+
 from weft.core.errors import SettingError
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.methods.settings import Setting
+
 from weft.core.errors import SettingError
 from weft.core.registry import find
 
@@ -85,7 +86,9 @@ def neighbours(method: str, setting: Setting, lr: float) -> list[dict[str, Any]]
     if method in PARAMETERS:
         name, values = PARAMETERS[method]
         if name not in find(method).options:
-            raise SettingError(f"the search names the option {name} of {method}, which takes {list(find(method).options)}")
+            raise SettingError(
+                f"the search names the option {name} of {method}, which takes {list(find(method).options)}"
+            )
         return [{"lr": lr, name: value} for value in values]
     step = (setting.rates[1] / setting.rates[0]) ** 0.5
     return [{"lr": float(f"{lr / step:.3g}")}, {"lr": float(f"{lr * step:.3g}")}]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-
-import weft
 from benchmarks.methods import search
 from benchmarks.methods.settings import SETTINGS, Setting, data, network
+
+import weft
 from weft.core.errors import SettingError
 from weft.core.registry import REGISTRY, find
 from weft.experiment.plugins import load_methods
