@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,41 +20,44 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", nargs="*", default=(), metavar="NAME", help="default: all")
     parser.add_argument("--methods", nargs="*", default=(), metavar="NAME", help="default: all")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N parts, for N processes or machines")
-    parser.add_argument("--ray", type=int, default=0, metavar="N", help="N parts as tasks of a Ray cluster")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="N processes on this machine")
+    parser.add_argument("--ray", action="store_true", help="tasks of one core on a Ray cluster that sees `out`")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many seconds")
     args = parser.parse_args(argv)
     try:
-        if args.ray:
-            return over_ray(args)
         i, slash, n = args.part.partition("/")
         if not (slash and i.isdigit() and n.isdigit()):
             raise SettingError(f"part = {args.part!r} is no part: write it like 1/2")
-        return go(pairs(args.settings, args.methods, (int(i), int(n))), args.out, args.seconds)
+        chosen = pairs(args.settings, args.methods, (int(i), int(n)))
+        until = time.time() + args.seconds
+        if args.ray:
+            over_ray(chosen, args.out.resolve(), until)
+        elif args.processes > 1:
+            with get_context("spawn").Pool(args.processes) as pool:
+                pool.starmap(go, [([pair], args.out, until) for pair in chosen], chunksize=1)
+        else:
+            go(chosen, args.out, until)
     except SettingError as error:
         print(f"benchmarks.methods: {error}", file=sys.stderr)
         return 2
-
-
-def go(chosen: list[Pair], out: Path, seconds: float) -> int:
-    """Run on one core until all is done or the time is up."""
-    torch.set_num_threads(1)
-    began = time.monotonic()
-    for line in work(chosen, out):
-        print(line, flush=True)
-        if time.monotonic() - began > seconds:
-            break
     return 0
 
 
-def over_ray(args: argparse.Namespace) -> int:
-    """The parts as tasks of one core each; `out` must be a folder that all machines see."""
+def go(chosen: list[Pair], out: Path, until: float) -> None:
+    """Run on one core until all is done or the time is up."""
+    torch.set_num_threads(1)
+    steps = work(chosen, out)
+    while time.time() < until and (line := next(steps, None)):
+        print(line, flush=True)
+
+
+def over_ray(chosen: list[Pair], out: Path, until: float) -> None:
+    """Each method on each setting as a task of one core."""
     import ray
 
     ray.init(ignore_reinit_error=True)
     task = ray.remote(num_cpus=1)(go)
-    parts = [pairs(args.settings, args.methods, (i + 1, args.ray)) for i in range(args.ray)]
-    ray.get([task.remote(part, args.out.resolve(), args.seconds) for part in parts])
-    return 0
+    ray.get([task.remote([pair], out, until) for pair in chosen])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/leaderboard from results: python -m benchmarks.methods.page [RESULTS]; without results, from its CSV."""
+"""Write docs/leaderboard and our figures in papers/: python -m benchmarks.methods.page [RESULTS], else from its CSV."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.methods import papers
 from benchmarks.methods.claims import Verdict, verdicts
 from benchmarks.methods.search import SEEDS
 from benchmarks.methods.settings import SETTINGS
@@ -225,6 +226,7 @@ def main(argv: Sequence[str]) -> None:
     rows = load()
     (PLACE.parent / "index.html").write_text(render(rows), encoding="utf-8")
     (PLACE.parent / "README.md").write_text(readme(rows), encoding="utf-8")
+    papers.renew(rows)
     print(f"{PLACE.parent}: {len(rows)} rows. {missing(rows)}")
 
 

@@ -21,7 +21,7 @@ from weft.data.source import Source
 CHARACTERS = 10
 """Characters that the next one is told from."""
 VALIDATION = 0.2
-"""Share of each client's training examples: twice the usual, since the search and the choice of the round hang on it."""
+"""Share of each client's training examples: twice the usual, since search and choice of the round hang on it."""
 
 
 @dataclass(frozen=True)
