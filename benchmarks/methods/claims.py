@@ -136,23 +136,18 @@ class Verdict(NamedTuple):
     why: str
 
 
-def verdicts(rows: Sequence[Row], settings: Sequence[str], claims: Sequence[Claim] = CLAIMS) -> list[Verdict]:
-    """Every claim on every setting that it is about, of those in `settings` (which are complete).
+def verdicts(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[Verdict]:
+    """Every claim on every setting that it is about; one without settings is about all that there are.
 
     A difference agrees or disagrees beyond two standard errors; in between it is within noise. Bytes have no noise.
     """
     found = []
+    everywhere = tuple(dict.fromkeys(r["setting"] for r in rows))
     for claim in claims:
-        for setting in claim.settings or settings:
+        for setting in claim.settings or everywhere:
             a, b = (_row(rows, setting, side) for side in (claim.better, claim.worse))
             why = EXPLANATIONS.get((str(claim.better), str(claim.worse), setting), "")
-            if (
-                setting not in settings
-                or a is None
-                or b is None
-                or a.get(claim.figure) is None
-                or b.get(claim.figure) is None
-            ):
+            if a is None or b is None or a.get(claim.figure) is None or b.get(claim.figure) is None:
                 found.append(Verdict(claim, setting, "not run", None, None, None, why))
                 continue
             x, y = a[claim.figure], b[claim.figure]

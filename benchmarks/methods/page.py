@@ -111,7 +111,7 @@ def render(rows: Sequence[Row]) -> str:
         rows=[
             {"kind": kind(r), "cells": cells(r), **{k: r[k] for k in ("setting", "family", "method")}} for r in ordered
         ],
-        verdicts=[said(v) for v in verdicts(rows, complete) if v.word != "not run"],
+        verdicts=[said(v) for v in verdicts(rows) if v.word != "not run"],
         first=complete[0] if complete else "",
     )
 
@@ -151,7 +151,7 @@ def missing(rows: Sequence[Row]) -> str:
 def readme(rows: Sequence[Row]) -> str:
     """How the leaderboard was made, its best rows, and the claims of papers."""
     complete = whole(rows)
-    found = verdicts(rows, complete)
+    found = verdicts(rows)
     run = [v for v in found if v.word != "not run"]
     counts = {w: sum(v.word == w for v in run) for w in ("agrees", "within noise", "disagrees")}
     lines = [

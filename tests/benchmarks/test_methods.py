@@ -186,7 +186,7 @@ def test_claims_are_judged_by_the_rows(better: tuple[float, float], worse: tuple
         for m, (a, e) in (("a", better), ("b", worse))
     ]
     claim = claims.Claim(claims.Side("a"), claims.Side("b"), ("s", "t"), "")
-    here, there = claims.verdicts(rows, ["s"], [claim])
+    here, there = claims.verdicts(rows, [claim])
     assert (here.word, there.word) == (word, "not run")
 
 
