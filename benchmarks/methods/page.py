@@ -62,8 +62,8 @@ def cells(row: Row) -> list[Cell]:
         value = row.get(figure)
         return Cell("–" if value is None else number(value, unit), "" if value is None else value)
 
-    def share(figure: str, more: str = "") -> Cell:
-        return Cell(percent(row, figure), "" if row.get(figure) is None else row[figure], False, more)
+    def share(figure: str) -> Cell:
+        return Cell(percent(row, figure), "" if row.get(figure) is None else row[figure])
 
     sent = None if row.get("bytes_up") is None else row["bytes_up"] + row["bytes_down"]
     searched = f"{row['parameter']} = {row['value']}" if row["value"] else "–"
@@ -74,11 +74,11 @@ def cells(row: Row) -> list[Cell]:
         Cell(row["view"] or "–", row["view"], True),
         Cell(row["family"], row["family"], True),
         Cell(row["setting"], row["setting"], True),
-        share("accuracy", row["failed"]),
+        share("accuracy"),
         share("worst_decile"),
         share("last"),
         Cell("–" if rate is None else f"{rate:g}", "" if rate is None else rate),
-        Cell(searched, searched, True),
+        Cell(searched, searched, True, row["failed"]),
         Cell(number(sent, "B"), "" if sent is None else sent),
         plain("flops", "FLOP"),
         plain("seconds", "s"),

@@ -148,7 +148,7 @@ def test_the_page_sorts_and_filters_in_a_browser(browse: Callable[[str], Board])
     start = browse("")
     assert [r[0] for r in start.rows] == ["fedala", "fedavg", "fedala", "fedbad"], "by accuracy; what has none is last"
     assert start.sorted == ["accuracy descending"] and start.said == "4 rows"
-    assert "all <b>" in start.rows[-1][5], "escaped"
+    assert "all <b>" in start.rows[-1][9], "escaped"
     few = browse("#sort=bytes&order=ascending&setting=mnist-dirichlet&kind=own&method=FedA")
     assert [r[0] for r in few.rows] == ["fedala"] and few.said == "1 row" and few.sorted == ["bytes ascending"]
     base = browse("#sort=bytes&order=descending&family=base")
