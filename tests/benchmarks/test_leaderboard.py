@@ -138,7 +138,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Board]:
     def opened(choice: str) -> Board:
         quiet = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home / 'profile'}")
         words = [browser, *quiet, "--dump-dom", f"{(home / 'index.html').as_uri()}{choice}"]
-        said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
         return Board(said.stdout)
 
     return opened
