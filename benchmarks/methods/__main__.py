@@ -8,8 +8,7 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-from benchmarks.methods.trials import Pair, pairs, work
+from benchmarks.methods.trials import Pair, go, pairs
 
 from weft.core.errors import SettingError
 
@@ -41,14 +40,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.methods: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def go(chosen: list[Pair], out: Path, until: float) -> None:
-    """Run on one core until all is done or the time is up."""
-    torch.set_num_threads(1)
-    steps = work(chosen, out)
-    while time.time() < until and (line := next(steps, None)):
-        print(line, flush=True)
 
 
 def over_ray(chosen: list[Pair], out: Path, until: float) -> None:

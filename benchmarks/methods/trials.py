@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from benchmarks.methods import search
 from benchmarks.methods.settings import SETTINGS, Setting, data, network
 
@@ -44,6 +45,15 @@ def pairs(settings: Sequence[str] = (), methods: Sequence[str] = (), part: tuple
         raise SettingError(f"part = {i}/{n} is no part: use 1/{max(n, 1)} to {max(n, 1)}/{max(n, 1)}")
     every = [(s, m) for s in settings or SETTINGS for m in methods or sorted(REGISTRY)]
     return every[i - 1 :: n]
+
+
+def go(chosen: Sequence[Pair], out: Path, until: float = float("inf")) -> None:
+    """Run on one core until all is done, or begin nothing more after the time `until` (seconds since 1970)."""
+    load_methods()  # in a process of its own
+    torch.set_num_threads(1)
+    steps = work(chosen, out)
+    while time.time() < until and (line := next(steps, None)):
+        print(line, flush=True)
 
 
 def work(chosen: Sequence[Pair], out: Path) -> Iterator[str]:
