@@ -22,37 +22,67 @@ Flat = Callable[..., Sequence[Tensor]]
 """Tensors -> tensors."""
 
 
-def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Flat:
-    """The function as a graph for inputs of these shapes.
+class Fold(torch.nn.Module):
+    """A step over consecutive batches."""
+
+    def __init__(self, step: Flat) -> None:
+        """`step`: (*carry, *what stays as it is, a batch, its number) -> the new carry."""
+        super().__init__()
+        self.step = step if isinstance(step, torch.nn.Module) else _Step(step)
+
+    def forward(
+        self, carry: list[Tensor], given: list[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
+    ) -> list[Tensor]:
+        """The carry after the batches `first` to `last`, that one excluded; `numbers` are those of the batches."""
+        for t in range(first, last):
+            carry = self.step(carry, given, batches[t], numbers[t])
+        return carry
+
+
+class _Step(torch.nn.Module):
+    """A step whose inputs are in lists, as TorchScript has them."""
+
+    def __init__(self, run: Flat) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, carry: list[Tensor], given: list[Tensor], batch: Tensor, number: Tensor) -> list[Tensor]:
+        return list(self.run(*carry, *given, batch, number))
+
+
+def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
+    """The function as a graph for inputs of these shapes, over consecutive batches.
 
     Args:
         function: takes all `inputs`; returns new values of the first `carry` of them.
-        inputs: the carry, which the graph may overwrite whenever it runs, then what stays as it is.
+        inputs: the carry, which the graph may overwrite whenever it runs, then what stays as it is, a batch and its
+            number.
         carry: how many of the inputs are the carry.
 
     Returns:
-        Flat: gives the new carry, in part in the tensors of the old one. Results never share memory.
+        Fold: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
-    return _unlocked(shortened(function, inputs, carry).forward, inputs)
+    return _unlocked(Fold(shortened(function, inputs, carry).forward), inputs, carry)
 
 
-def _unlocked(run: Flat, inputs: Sequence[Tensor]) -> Flat:
+def _unlocked(fold: Fold, inputs: Sequence[Tensor], carry: int) -> Fold:
     """The same operations without Python between them on a CPU, so that several threads can run them at once.
 
     TorchScript gives the same bits. What it does not take, such as the backward pass of a convolution, is run from
     Python, and so is everything should a release of torch no longer have it.
     """
     if inputs[0].device.type != "cpu" or not hasattr(torch.jit, "trace"):
-        return run
+        return fold
+    copies = [x.clone() for x in inputs[:carry]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in favour of compilers, which take far longer for each shape
         try:
-            script = torch.jit.trace(  # type: ignore[no-untyped-call]
-                lambda *x: tuple(run(*x)), tuple(x.clone() for x in inputs), check_trace=False
+            step = torch.jit.trace(  # type: ignore[no-untyped-call]
+                fold.step, (copies, list(inputs[carry:-2]), *inputs[-2:]), check_trace=False, strict=False
             )
+            return torch.jit.script(Fold(step))  # type: ignore[return-value]
         except RuntimeError:
-            return run
-    return script  # type: ignore[no-any-return]
+            return fold
 
 
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
@@ -62,10 +92,11 @@ def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModu
     _simplify(module)
     _own_results(graph, carry)
     _update_in_place(graph, carry)
-    _channels_last(graph)
+    turned = _channels_last(graph)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    quick = {**_FAST, **dict.fromkeys(_RESHAPES[:2], torch.reshape)} if turned else _FAST
     for node in graph.nodes:
-        node.target = _FAST.get(node.target, node.target)
+        node.target = quick.get(node.target, node.target)
     graph.lint()
     module.recompile()
     return module
@@ -91,8 +122,8 @@ def _simplify(module: GraphModule) -> None:
         if node.op != "call_function":
             continue
         shorter = _shorter(node)
-        if shorter is None and _is_constant(node):
-            shorter = _constant(module, node)
+        if shorter is None:
+            shorter = _constant(module, node) if _is_constant(node) else _by_a_number(module, node, seen)
         if shorter is None:
             key = (node.target, _frozen(node.args), _frozen(tuple(sorted(node.kwargs.items()))))
             shorter = seen.setdefault(key, node)
@@ -118,8 +149,41 @@ def _shorter(node: Node) -> Node | None:
         axes = {i % len(_shape(node)) for i in args[1:]}  # type: ignore[operator]
         if axes == {i % len(_shape(node)) for i in source.args[1:]}:  # type: ignore[operator]
             return source.args[0]  # type: ignore[return-value]
-    if target in (aten.mul.Scalar, aten.mul.Tensor) and args[1] == 1 and _same_type(node, source):
+    if target is aten.mul.Tensor and args[1] == 1 and _same_type(node, source):
         return source
+    return None
+
+
+def _by_a_number(module: GraphModule, node: Node, seen: dict[Any, Node]) -> Node | None:
+    """The node as the product of a tensor and one number, if it is one, so that products of products become one."""
+    found = _tensor_and_number(module, node)
+    if found is None or not found[0].meta["val"].is_floating_point() or not _same_type(node, found[0]):
+        return None
+    tensor, number = found
+    if tensor.target is aten.mul.Scalar:
+        tensor, number = tensor.args[0], number * tensor.args[1]
+    if number == 1:
+        return tensor  # type: ignore[no-any-return]
+    key = (aten.mul.Scalar, tensor, number)
+    if key not in seen:
+        with module.graph.inserting_before(node):
+            seen[key] = module.graph.call_function(aten.mul.Scalar, (tensor, number))
+        seen[key].meta["val"] = node.meta["val"]
+    return seen[key]
+
+
+def _tensor_and_number(module: GraphModule, node: Node) -> tuple[Any, float] | None:
+    """Whose product a node is; a stored tensor of equal numbers counts as a number."""
+    if node.target is aten.add.Tensor and not node.kwargs and node.args[0] is node.args[1]:
+        return node.args[0], 2.0
+    if node.target is aten.mul.Scalar:
+        return node.args[0], float(node.args[1])  # type: ignore[arg-type]
+    if node.target is aten.mul.Tensor:
+        for one, other in (node.args[:2], node.args[1::-1]):
+            if isinstance(one, Node) and one.op == "get_attr" and _shape(one) and _shape(other) == _shape(node):
+                stored = getattr(module, str(one.target)).flatten()
+                if bool((stored == stored[0]).all()):
+                    return other, float(stored[0])
     return None
 
 
@@ -237,12 +301,20 @@ def _added(graph: Graph, old: Node, change: Any, changing: set[Node]) -> Node:
     return _scaled_added(graph, old, factor, _as_it_was(graph, by, changing), changing)
 
 
-def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[Node]) -> Node:
-    """`old` plus `factor` times `by` in place; the terms of a sum one by one, so that products among them are found."""
-    is_sum = factor.target is aten.add.Tensor and len(factor.users) == 1 and not factor.kwargs
-    if is_sum and all(isinstance(a, Node) and _shape(a) == _shape(factor) for a in factor.args):
-        for term in factor.args:
-            old = _scaled_added(graph, old, term, by, changing)
+def _terms(node: Any) -> list[Any]:
+    """What a node is the sum of."""
+    is_sum = node.target is aten.add.Tensor and len(node.users) == 1 and not node.kwargs
+    if not is_sum or not all(isinstance(a, Node) and _shape(a) == _shape(node) for a in node.args):
+        return [node]
+    return [term for a in node.args for term in _terms(a)]
+
+
+def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[Node], number: float = 1.0) -> Node:
+    """`old` plus `number` times `factor` times `by` in place; a sum term by term, so that products are found in it."""
+    terms = _terms(factor)
+    if len(terms) > 1:
+        for term in dict.fromkeys(terms):
+            old = _scaled_added(graph, old, term, by, changing, terms.count(term))
         return old
     turned = factor.target in _TURNS and len(factor.users) == 1
     product = factor.args[0] if turned else factor
@@ -253,8 +325,12 @@ def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[N
         or any(size != 1 for size in _shape(by)[len(_shape(product)) - 2 :])
         or len(_shape(by)) not in (0, len(_shape(product)))
         or any(_source(a) in changing for a in product.args)
+        or number != 1
     ):
-        return graph.call_function(torch.Tensor.addcmul_, (old, _as_it_was(graph, factor, changing), by))
+        if factor.target is aten.mul.Scalar and len(factor.users) == 1:
+            factor, number = factor.args[0], number * float(factor.args[1])
+        value: dict[str, Any] = {} if number == 1 else {"value": number}
+        return graph.call_function(torch.Tensor.addcmul_, (old, _as_it_was(graph, factor, changing), by), value)
     a, b = product.args
     if a.meta["val"].numel() <= b.meta["val"].numel():
         a = graph.call_function(torch.mul, (a, by))
@@ -280,8 +356,13 @@ _TURNS = (aten.transpose.int, aten.t.default)
 _PRODUCTS: dict[Any, Any] = {aten.bmm.default: torch.Tensor.baddbmm_, aten.mm.default: torch.Tensor.addmm_}
 
 
-def _channels_last(graph: Graph) -> None:
-    """Lay images out with the channels of a pixel side by side where a CPU's convolutions and poolings gain by it."""
+def _channels_last(graph: Graph) -> bool:
+    """Lay images out with the channels of a pixel side by side where a CPU's convolutions and poolings gain by it.
+
+    Returns:
+        bool: there are such, so that a tensor may be laid out otherwise than when it was traced.
+    """
+    found = False
     for node in list(graph.nodes):
         convolves = node.target is aten.convolution.default and node.args[8] == 1
         if not convolves and node.target is not aten.max_pool2d_with_indices.default:
@@ -292,6 +373,8 @@ def _channels_last(graph: Graph) -> None:
             with graph.inserting_before(node):
                 turned = graph.call_function(torch.Tensor.contiguous, (image,), {"memory_format": torch.channels_last})
             node.update_arg(0, turned)
+            found = True
+    return found
 
 
 _FAST: dict[Any, Any] = {
@@ -305,8 +388,8 @@ _FAST: dict[Any, Any] = {
     aten.addmm.default: torch.addmm,
     aten.t.default: torch.t,
     aten.transpose.int: torch.transpose,
-    aten.view.default: torch.reshape,  # the layout may have changed since the trace
-    aten._unsafe_view.default: torch.reshape,
+    aten.view.default: torch.Tensor.view,
+    aten._unsafe_view.default: torch.Tensor.view,
     aten.expand.default: torch.Tensor.expand,
     aten.unsqueeze.default: torch.unsqueeze,
     aten.relu.default: torch.relu,
