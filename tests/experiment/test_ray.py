@@ -20,11 +20,13 @@ from weft.core import SettingError, method
 from weft.core.registry import REGISTRY
 from weft.data.federated import FederatedData
 from weft.data.source import Source
+from weft.experiment.plugins import load_methods
 from weft.experiment.result import Result
 from weft.experiment.shipment import same
 from weft.methods.fedavg import fedavg
 from weft.wire import TopK
 
+load_methods()
 ray = pytest.importorskip("ray", reason="weft[ray] is not installed")
 RAY: dict[str, Any] = {"executor": "ray", "actors": 4, "actor_cpus": 0.25}
 BASE: dict[str, Any] = {"model": "mlp", "rounds": 2, "precision": "fp64", "device": "cpu"}
@@ -104,7 +106,7 @@ def test_a_run_goes_on_with_another_executor(first: str, tmp_path: Path, monkeyp
 
     base: dict[str, Any] = {**BASE, "rounds": 4, "cohort": 4, "compress": "topk:0.3"}
     order = [{}, RAY] if first == "batched" else [RAY, {}]
-    whole = api.run("ditto", people(), **base)
+    whole = api.run("ditto", people(), out=tmp_path / "whole", **base)
     play = running.play
 
     def stopped(federation: Any, number: int, *rest: Any, **more: Any) -> Any:
@@ -135,7 +137,9 @@ def test_on_the_command_line_at_the_address_of_a_cluster(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     ours, theirs = figures(tmp_path / "here"), figures(tmp_path / "there")
-    assert ours.keys() == theirs.keys() and max(abs(ours[k] - theirs[k]) for k in ours) <= 1e-9
+    known = [k for k in ours if ours[k] != "NaN"]
+    assert ours.keys() == theirs.keys() and known == [k for k in theirs if theirs[k] != "NaN"]
+    assert max(abs(ours[k] - theirs[k]) for k in known) <= 1e-9
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_every_method_is_made_by_its_name_and_arguments(name: str) -> None:
     assert same(made, REGISTRY[name].make(**made.args))
     assert not same(made, replace(made, work=lambda net, task: made.work(net, task)))
     if "opt" in REGISTRY[name].options:
-        assert not same(made, REGISTRY[name].make(lr=0.0625)) or name in ("fedbabu",)
+        assert not same(made, REGISTRY[name].make(lr=0.0625))
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

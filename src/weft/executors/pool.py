@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -86,9 +87,7 @@ class Pool:
 
 def versions() -> dict[str, str]:
     """What must be the same on all machines."""
-    import weft
-
-    return {"weft": weft.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+    return {"weft": version("weft"), "torch": torch.__version__, "Python": platform.python_version()}
 
 
 def _start(address: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weft.core.errors import SettingError
 from weft.core.here import Here
-from weft.core.lift import Unlike, numbers
+from weft.core.lift import taken_apart
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.data.federated import FederatedData
@@ -77,16 +77,17 @@ def delivered(ids: Tensor, where: torch.device, shipment: Mapping[str, Any], dat
     return here
 
 
-def same(a: Method | None, b: Method | None) -> bool:
+def same(a: Method, b: Method) -> bool:
     """Whether two methods do the same, as far as their functions and what these close over can tell."""
-    if a is None or b is None:
-        return a is b
-    rest = [f.name for f in fields(Method) if f.name not in ("name", "args", "next", "opening")]
-    try:
-        alike = not any(numbers([getattr(a, name), getattr(b, name)]) for name in rest)
-    except Unlike:
-        return False
-    return alike and same(a.next, b.next) and same(a.opening, b.opening)
+    names = [f.name for f in fields(Method) if f.name not in ("name", "args")]
+    (made, left), (other, right) = (taken_apart([getattr(m, name) for name in names]) for m in (a, b))
+    return bool(made == other) and all(_alike(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, Method) and isinstance(b, Method):
+        return same(a, b)
+    return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b))
 
 
 def _plain(value: Any) -> bool:
