@@ -115,6 +115,16 @@ def _parser() -> _Parser:
     report = command("report", "Write report.html from run folders.")
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", help="where to write; default: report.html in the first run folder")
+    status = command(
+        "status", "What a run is doing now, or several runs: in the terminal, or as a page in the browser."
+    )
+    status.add_argument("where", metavar="DIR|ADDRESS", help="run folder, a folder of such, or http://HOST:PORT")
+    status.add_argument("--once", action="store_true", help="print and end")
+    status.add_argument("--serve", action="store_true", help="a page in the browser, until Ctrl-C")
+    status.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at; others than this machine's can read it"
+    )
+    status.add_argument("--port", type=int, default=8460, help="port of the page; 0: a free one; default 8460")
     partition = command("partition", "Make a partition file, or verify one.")
     partition.add_argument("action", choices=["make", "verify"])
     partition.add_argument("--out", help="folder of the partition", required=True)
@@ -144,6 +154,7 @@ def _main(words: list[str]) -> int:
         "models": _models,
         "explain": _explain,
         "report": _report,
+        "status": _status,
         "partition": _partition,
     }
     own, bare = _options(rest)
@@ -392,6 +403,38 @@ def _report(args: argparse.Namespace, own: dict[str, str]) -> None:
 
     runs = [Path(r) for r in args.runs]
     print(write_report(runs, Path(args.out) if args.out else runs[0] / "report.html"))
+
+
+def _status(args: argparse.Namespace, own: dict[str, str]) -> None:
+    from weft.report import live, watch
+
+    def found() -> Sequence[live.Live]:
+        return live.read(args.where)
+
+    found()  # so that what can't be shown is refused before a page is served
+    try:
+        if args.serve:
+            _serve(args, found)
+        else:
+            watch.watch(found, once=args.once)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+
+
+def _serve(args: argparse.Namespace, found: Any) -> None:
+    from weft.report import live
+
+    if args.once:
+        raise SettingError("once = True and serve = True exclude each other: leave one out")
+    if live.is_address(args.where):
+        raise SettingError(f"serve = True needs a folder, and {args.where} is served already: open it in a browser")
+    try:
+        from weft.report.serve import serve
+    except ImportError:
+        raise SettingError(
+            "serve = True needs FastAPI and uvicorn: pip install 'weft[status]'; without it the terminal shows the same"
+        ) from None
+    serve(found, str(Path(args.where)), args.host, args.port, lambda line: print(line, flush=True))
 
 
 def _partition(args: argparse.Namespace, own: dict[str, str]) -> None:

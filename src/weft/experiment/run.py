@@ -34,6 +34,7 @@ from weft.experiment.probe import Probe, probe
 from weft.experiment.result import Result
 from weft.experiment.settings import RunSettings, Settings, from_mapping, plain
 from weft.experiment.sources import federated
+from weft.experiment.status import Status
 from weft.experiment.summary import dumps, summarise
 from weft.experiment.trackers import Tracking
 from weft.experiment.trackers import refuse as refuse_trackers
@@ -191,11 +192,25 @@ class Run:
 
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
+        about = {
+            "name": self.folder.path.absolute().name if self.folder else self.method.name,
+            "method": self.method.name,
+            "data": self.data.source.name,
+            "model": self.settings.model if self.model is None else "",
+            "clients": self.data.clients(),
+            "executor": self.settings.executor,
+            "device": str(self.device),
+        }
+        with Status(self.folder, about, self.settings.rounds, done=self.done) as status:
+            return self._go(tell, status)
+
+    def _go(self, tell: Tell | None, status: Status) -> Result:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiled, self.clock)
         for number in range(self.done + 1, self.settings.rounds + 1):
             ids = self._cohort(number)
             self.drawn_steps = 0
+            status.round(number, ids.tolist())
             with account.of("aggregation"):
                 played = play(
                     self.federation,
@@ -210,6 +225,8 @@ class Run:
                     everybody=torch.from_numpy(self._able()),
                 )
             self.federation = played.federation
+            for client in played.skipped.tolist():
+                status.failure(f"client {client}", "left out of the round: what it sent was not finite")
             rows = Rows()
             costs = {
                 "bytes_up": float(played.traffic.up),
@@ -217,6 +234,7 @@ class Run:
                 "steps": float(self.drawn_steps),
                 "flops": self.drawn_steps * self.probe.flops_per_step,
             }
+            status.phase("evaluating")
             with account.of("evaluation"):
                 if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
                     headline = self._evaluate(number, played.ids, rows)
@@ -228,9 +246,12 @@ class Run:
                 self.totals[name] = self.totals.get(name, 0.0) + value
             rows.add(number, "run", "", "all", costs)
             self.done = number
+            status.phase("checkpoint")
             with account.of("checkpoint"):
                 self._keep(number, rows.table())
-            self.tracking.log(number, {**headline, **{f"run/{k}": v for k, v in costs.items()}})
+            figures = {**headline, **{f"run/{k}": v for k, v in costs.items()}}
+            status.done(number, figures)
+            self.tracking.log(number, figures)
             if tell:
                 tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
         return self._finish()
