@@ -124,7 +124,7 @@ def _shown(folder: Path, name: str = "") -> Live:
             raise ValueError(f"it has format {said['format']}, and this version of weft reads {FORMAT}")
         return shown(said | {"name": name} if name else said, time.time())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        cause = _clean(str(error) or type(error).__name__)
+        cause = _clean(f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__)
         if not name:
             raise SettingError(
                 f"{folder / FILE} can't be read ({cause}): it is written anew when the run goes on"

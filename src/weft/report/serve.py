@@ -33,6 +33,7 @@ def serve(read: Callable[[], Sequence[Live]], title: str, host: str, port: int, 
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind((host, port))
+            door.listen()  # whoever asks before the server is up waits
         except (OSError, OverflowError) as error:
             cause = getattr(error, "strerror", None) or error
             raise SettingError(
