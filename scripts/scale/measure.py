@@ -1,7 +1,7 @@
 """What a client costs the server, measured on this machine: the coefficients of docs/scale.md.
 
-    python scripts/scale/measure.py             # all of them, each in a process of its own, into measured.json
-    python scripts/scale/measure.py arithmetic  # one group, printed
+    python scripts/scale/measure.py             # all of them into measured.json, each in a process of its own
+    python scripts/scale/measure.py state seats # only these
 
 Times are the best of several repetitions; what grows with the number of clients is the slope between two numbers.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -194,37 +193,41 @@ GROUPS: dict[str, Callable[..., dict[str, float]]] = {
 
 def ask(*words: str) -> dict[str, float]:
     """One group, measured in a process of its own."""
-    said = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True).stdout
-    found: dict[str, float] = json.loads(said.splitlines()[-1])
+    said = subprocess.run([sys.executable, __file__, "--only", *words], capture_output=True, text=True)
+    if said.returncode:
+        sys.exit(f"{' '.join(words)}: {said.stderr}")
+    found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
     print(*words, found, file=sys.stderr)
     return found
 
 
 def slope(group: str, low: int, high: int) -> dict[str, float]:
-    """How much each figure of a group grows with a client."""
+    """How much each figure of a group grows with a client; the model's size is no such figure."""
     a, b = ask(group, str(low)), ask(group, str(high))
-    return {name: (b[name] - a[name]) / (high - low) for name in a}
+    return {name: b[name] if name == "model" else (b[name] - a[name]) / (high - low) for name in a}
+
+
+PARTS: dict[str, Callable[[], dict[str, float]]] = {
+    "arithmetic": lambda: ask("arithmetic"),
+    "drawing": lambda: ask("drawing"),
+    "population": lambda: slope("population", 2000, 20_000),
+    "state": lambda: slope("state", 500, 2500),
+    "seats": lambda: slope("seats", 100, 500),
+    "processes": lambda: {word: ask("processes", word)["peak"] for word in ("weft", "ray", "flwr.clientapp")},
+    "status": lambda: ask("status"),
+}
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(GROUPS[sys.argv[1]](*sys.argv[2:])))
+    words = sys.argv[1:]
+    if words[:1] == ["--only"]:
+        print(json.dumps(GROUPS[words[1]](*words[2:])))
         return
-    from weft.executors import cores
-
-    kept, seat = slope("state", 500, 2500), slope("seats", 100, 500)
-    one = ask("state", "500")
-    found = {
-        "machine": {"cores": cores(), "processor": platform.machine(), "system": platform.system()},
-        "arithmetic": ask("arithmetic"),
-        "drawing": ask("drawing"),
-        "population": slope("population", 2000, 20_000),
-        "state": {**kept, "model": one["model"]},
-        "seats": {**seat, "model": ask("seats", "100")["model"]},
-        "processes": {word: ask("processes", word)["peak"] for word in ("weft", "ray", "flwr.clientapp")},
-        "status": ask("status"),
-    }
-    (HERE / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
+    file = HERE / "measured.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for part in words or PARTS:
+        found[part] = PARTS[part]()
+    file.write_text(json.dumps({part: found[part] for part in PARTS if part in found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
