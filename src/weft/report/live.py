@@ -214,9 +214,10 @@ def _facts(said: Mapping[str, Any], pace: float | None, now: float) -> Iterator[
 
 
 def _figures(figures: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
-    judged = [(*name.split("/"), value) for name, value in figures.items() if not name.startswith("run/")]
-    for split, view, metric, value in sorted(judged, key=lambda f: (f[0] != "test", f[1] != "personal")):
-        yield f"{split} {metric}, {view} models", number(value, "" if metric == "loss" else "%")
+    for name in sorted(figures, key=lambda name: (not name.startswith("test/"), "/personal/" not in name)):
+        if not name.startswith("run/"):
+            split, view, metric = name.split("/")
+            yield f"{split} {metric}, {view} models", number(figures[name], "" if metric == "loss" else "%")
     for name in ("bytes_up", "bytes_down"):
         if f"run/{name}" in figures:
             yield f"{name.replace('_', ' ')}, last round", number(figures[f"run/{name}"], "B")
