@@ -127,15 +127,18 @@ def population(clients: int) -> dict[str, float]:
 
 
 def state(clients: int) -> dict[str, float]:
-    """What SCAFFOLD keeps, a model for each client, when everybody has been in a round: on disk and in memory."""
+    """What SCAFFOLD keeps, a model for each client that ever had a turn: on disk, and in memory with a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        result = run("scaffold", clients, clients, 2, "logistic", str(out), checkpoint_every=1)
-        size = sum(p.stat().st_size for p in (out / "checkpoint").rglob("*") if p.is_file())
+        result = run("scaffold", clients, 100, 40, "logistic", str(out), checkpoint_every=20)
+        sizes = [p.stat().st_size for p in sorted((out / "checkpoint").glob("round-*/state.safetensors"))]
         model = 4.0 * sum(x.numel() for x in result.federation.net.init(0).values())
+        seen = float((result.federation.turns > 0).sum())
+        seconds = result.totals["checkpoint_seconds"] / sizes[0]  # of the first: that of the last round is not counted
         return {
-            "checkpoint": float(size),
-            "seconds": result.totals["checkpoint_seconds"],
+            "seen": seen,
+            "checkpoint": float(sizes[1]),
+            "seconds of a byte": seconds,
             "model": model,
             "peak": peak(),
         }
@@ -155,6 +158,35 @@ def processes(word: str) -> dict[str, float]:
     if word != "weft":
         __import__(word)
     return {"peak": peak()}
+
+
+def accounting() -> dict[str, float]:
+    """Weighing an upload of 4 MB, and keeping a privacy ledger."""
+    import torch
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    from weft.wire import Quantise, TopK, weigh
+
+    size = 2**20
+    one = {"w": torch.randn(size)}
+    quantised, sparse = Quantise(16), TopK(0.01)
+    found = {
+        "seconds to weigh a dense upload": best(lambda: weigh(one), 0.5),
+        "seconds to weigh a quantised upload": best(lambda: weigh(one, quantised), 1),
+    }
+    arrived = sparse.apply(one, sparse.init(one), torch.tensor(1))[0]
+    found["seconds to weigh a sparse upload"] = best(lambda: weigh(arrived, sparse), 1)
+
+    def epsilon(clients: int, wanted: int) -> float:
+        ledger = RdpAccountant()
+        sampled = PoissonSampledDpEvent(wanted / clients, GaussianDpEvent(1.0))
+        ledger.compose(SelfComposedDpEvent(sampled, 1000))
+        return float(ledger.get_epsilon(0.1 / clients))
+
+    for clients, wanted in ((10**4, 100), (10**6, 1000), (10**8, 10_000)):
+        found[f"epsilon of {clients}"] = epsilon(clients, wanted)
+    return found | {"seconds of a ledger": best(lambda: epsilon(10**6, 1000), 1)}
 
 
 def status() -> dict[str, float]:
@@ -187,6 +219,7 @@ GROUPS: dict[str, Callable[..., dict[str, float]]] = {
     "state": lambda n: state(int(n)),
     "seats": lambda n: seats(int(n)),
     "processes": processes,
+    "accounting": accounting,
     "status": status,
 }
 
@@ -201,6 +234,13 @@ def ask(*words: str) -> dict[str, float]:
     return found
 
 
+def kept() -> dict[str, float]:
+    """What grows with a kept state."""
+    a, b = ask("state", "200"), ask("state", "4000")
+    grown = {name: (b[name] - a[name]) / (b["seen"] - a["seen"]) for name in ("checkpoint", "peak")}
+    return {**grown, "seconds of a byte": b["seconds of a byte"], "model": b["model"]}
+
+
 def slope(group: str, low: int, high: int) -> dict[str, float]:
     """How much each figure of a group grows with a client; the model's size is no such figure."""
     a, b = ask(group, str(low)), ask(group, str(high))
@@ -211,9 +251,10 @@ PARTS: dict[str, Callable[[], dict[str, float]]] = {
     "arithmetic": lambda: ask("arithmetic"),
     "drawing": lambda: ask("drawing"),
     "population": lambda: slope("population", 2000, 20_000),
-    "state": lambda: slope("state", 500, 2500),
+    "state": kept,
     "seats": lambda: slope("seats", 100, 500),
     "processes": lambda: {word: ask("processes", word)["peak"] for word in ("weft", "ray", "flwr.clientapp")},
+    "accounting": lambda: ask("accounting"),
     "status": lambda: ask("status"),
 }
 

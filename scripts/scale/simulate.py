@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 HOUR, DAY = 3600.0, 86400.0
-LEAST, MOST, PEAK = 0.03, 0.25, 2.0
+LEAST, MOST, PEAK = 0.06, 0.25, 2.0
 """Share of clients that are available at their quietest and at their busiest hour, and that hour."""
 SESSION = 1200.0  # mean seconds for which a client stays available
 BREAKS = 0.01  # share of turns that fail for other reasons
@@ -55,7 +55,8 @@ class Outcome:
     wasted: float  # share of clients' seconds of work that counted for nothing
     slow: float  # slow classes' share of the counted reports
     reached: float  # share of clients that counted at least once
-    bytes_day: float  # uploaded, counted or not
+    most: int  # rounds in which the busiest client counted
+    bytes_day: float  # that arrived in time
 
 
 def likely(local_hour: np.ndarray) -> np.ndarray:
@@ -106,6 +107,7 @@ def simulate(given: Rounds) -> Outcome:
             lost += 1
         now += close + PAUSE
     heard = np.concatenate(counted) if counted else np.zeros(0, np.int64)
+    times = np.unique(heard, return_counts=True)[1]
     return Outcome(
         available=(float(min(available)), float(max(available))),
         per_day=len(lasted) / given.days,
@@ -115,7 +117,8 @@ def simulate(given: Rounds) -> Outcome:
         reported=len(heard) / invited,
         wasted=1 - useful / spent,
         slow=float((class_of(heard) >= SLOW).mean()) if len(heard) else float("nan"),
-        reached=len(np.unique(heard)) / given.clients,
+        reached=len(times) / given.clients,
+        most=int(times.max(initial=0)),
         bytes_day=sent / given.days,
     )
 
