@@ -38,7 +38,7 @@ class Rounds:
     deadline: float = float("inf")
     quorum: float = 0.7  # of the reports wanted
     upload: float = 4e6  # of one report
-    days: float = 3.0
+    days: float = 1.0
     seed: int = 0
 
 
