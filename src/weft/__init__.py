@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "federate": "weft.data.federate",
     "load": "weft.data.load",
-    "reopen": "weft.experiment.run",
-    "run": "weft.experiment.run",
+    "reopen": "weft.experiment.api",
+    "run": "weft.experiment.api",
     "Net": "weft.core.net",
     "SettingError": "weft.core.errors",
     "Result": "weft.experiment.result",

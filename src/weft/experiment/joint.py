@@ -19,9 +19,10 @@ from weft.data.federated import FederatedData
 from weft.executors import Batched
 from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
+from weft.experiment.cohort import cohort, typical
 from weft.experiment.drawing import Once
 from weft.experiment.result import Result
-from weft.experiment.run import RoundReport, Run, Tell, cohort, typical
+from weft.experiment.run import RoundReport, Run, Tell
 from weft.experiment.settings import RunSettings
 
 Policy = Literal["auto", "always", "never"]

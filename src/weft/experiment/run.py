@@ -15,27 +15,24 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weft.core.clients import Group
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
-from weft.core.registry import find
 from weft.core.round import Federation, begin, play
-from weft.core.stream import stream
-from weft.core.task import Examples, Turn
-from weft.core.turn import Execute
-from weft.data.federated import FederatedData, Indices
+from weft.data.federated import FederatedData
 from weft.evaluation.protocol import Examiner, judge
 from weft.executors import Batched, Plan, loop, plan
 from weft.experiment import assemble, checkpoint
-from weft.experiment.account import PARTS, Account, Work, lines, measured
+from weft.experiment.account import Account
+from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.drawing import Drawing
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
-from weft.experiment.plugins import load_methods
 from weft.experiment.probe import Probe, probe
+from weft.experiment.profile import Profile
+from weft.experiment.refusals import refuse
 from weft.experiment.result import Result
-from weft.experiment.settings import RunSettings, Settings, from_mapping, plain
-from weft.experiment.sources import federated
+from weft.experiment.settings import RunSettings, described
+from weft.experiment.status import Status
 from weft.experiment.summary import dumps, summarise
 from weft.experiment.trackers import Tracking
 from weft.experiment.trackers import refuse as refuse_trackers
@@ -56,46 +53,6 @@ class RoundReport:
 Tell = Callable[[RoundReport], None]
 
 
-def run(
-    method: Method | str,
-    data: FederatedData,
-    *,
-    model: assemble.Network | Sequence[assemble.Network] | None = None,
-    out: Path | str | None = None,
-    resume: bool = False,
-    trackers: Sequence[str] = (),
-    tell: Tell | None = None,
-    **settings: Any,
-) -> Result:
-    """Train a method on federated data.
-
-    Args:
-        method: a method, or its name for its defaults.
-        data: who has which examples.
-        model: a network by name (also as the setting of that name), a `Net`, a function that builds an ``nn.Module``,
-            or a list of them for mixed architectures.
-        out: the run folder; without one nothing is written.
-        resume: go on with the run in `out`.
-        trackers: names of trackers to feed: tensorboard, mlflow, wandb.
-        tell: called after every round.
-        **settings: fields of `RunSettings`, such as ``rounds=50, lr_schedule="cosine"``.
-
-    Returns:
-        Result: history, summary and predictors.
-
-    Raises:
-        SettingError: a setting is wrong; nothing has been written.
-        NotFinite: an upload held a NaN, and ``on_nan`` is "stop".
-    """
-    load_methods()
-    if isinstance(method, str):
-        method = find(method).make()
-    if isinstance(model, str):
-        settings["model"], model = model, None
-    chosen = from_mapping(RunSettings, settings)
-    return Run.prepare(method, data, chosen, model, out, resume, trackers).go(tell)
-
-
 @dataclass
 class Run:
     """A run that is ready to go."""
@@ -114,8 +71,7 @@ class Run:
     done: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     over_clients: list[pa.Table] = field(default_factory=list)
-    rows: list[int] = field(default_factory=lambda: [0, 0])  # examples drawn, and examples computed; if profiled
-    profiled: bool = False
+    profiling: Profile | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @staticmethod
@@ -134,7 +90,7 @@ class Run:
 
         `like`: a run on the same data with the same model, precision and device, whose network and examples are used.
         """
-        _refuse(method, data, settings)
+        refuse(method, data, settings)
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
         parts = assemble.assembled(method, settings)
@@ -162,9 +118,10 @@ class Run:
         if settings.executor == "batched":
             here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
         here.examine = Examiner(data, chosen.chunk, chosen.workers)
-        made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
+        made = Run(method, data, settings, federation, here, where, found, chosen, model)
         if profiled:
-            here.execute = made._counted(here.execute)
+            made.profiling = Profile()
+            here.execute = made.profiling.around(here.execute)
         if out is not None:
             said = described(method, data, settings, model)
             made.folder = RunFolder.start(Path(out), said, resume=resume)
@@ -188,10 +145,24 @@ class Run:
 
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
+        about = {
+            "name": self.folder.path.absolute().name if self.folder else self.method.name,
+            "method": self.method.name,
+            "data": self.data.source.name,
+            "model": self.settings.model if self.model is None else "",
+            "clients": self.data.clients(),
+            "executor": self.settings.executor,
+            "device": str(self.device),
+        }
+        with Status(self.folder, about, self.settings.rounds, done=self.done) as status:
+            return self._go(tell, status)
+
+    def _go(self, tell: Tell | None, status: Status) -> Result:
         headline: dict[str, float] = {}
-        account = Account(self.device, self.profiled, self.clock)
+        account = Account(self.device, self.profiling is not None, self.clock)
         for number in range(self.done + 1, self.settings.rounds + 1):
             ids = cohort(self.federation.method, self.data, self.settings, number)
+            status.round(number, ids.tolist())
             with account.of("aggregation"):
                 played = play(
                     self.federation,
@@ -203,6 +174,8 @@ class Run:
                     timed=account.of,
                 )
             self.federation = played.federation
+            for client in played.skipped.tolist():
+                status.failure(f"client {client}", "left out of the round: what it sent was not finite")
             rows = Rows()
             costs = {
                 "bytes_up": float(played.traffic.up),
@@ -210,6 +183,7 @@ class Run:
                 "steps": float(played.steps),
                 "flops": played.steps * self.probe.flops_per_step,
             }
+            status.phase("evaluating")
             with account.of("evaluation"):
                 if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
                     headline = self._evaluate(number, played.ids, rows)
@@ -221,23 +195,15 @@ class Run:
                 self.totals[name] = self.totals.get(name, 0.0) + value
             rows.add(number, "run", "", "all", costs)
             self.done = number
+            status.phase("checkpoint")
             with account.of("checkpoint"):
                 self._keep(number, rows.table())
-            self.tracking.log(number, {**headline, **{f"run/{k}": v for k, v in costs.items()}})
+            figures = {**headline, **{f"run/{k}": v for k, v in costs.items()}}
+            status.done(number, figures)
+            self.tracking.log(number, figures)
             if tell:
                 tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
-        return self._finish()
-
-    def _counted(self, execute: Execute) -> Execute:
-        """The executor, with the examples that it computes counted."""
-
-        def counted(method: Method, net: Any, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
-            drawn = sum(int((s >= 0).sum()) for s in turn.steps.values())
-            self.rows[0] += drawn
-            self.rows[1] += execute.computed(turn) if isinstance(execute, Batched) else drawn
-            return execute(method, net, down, mine, examples, turn, public)
-
-        return counted
+        return self.result()
 
     def _evaluate(self, number: int, cohort: Tensor, rows: Rows) -> dict[str, float]:
         """Judge the round, add what was found to `rows`, and return the headline figures."""
@@ -256,17 +222,11 @@ class Run:
 
     def profile(self) -> list[str]:
         """The account of the rounds played, as lines; with a run folder, also written to ``profile.json``."""
-        seconds = {part: self.totals.get(f"{part}_seconds", 0.0) for part in PARTS}
-        steps, (rows, rows_run) = self.totals.get("steps", 0.0), self.rows
-        model = sum(x.numel() * x.element_size() for x in self.federation.net.init(0).values())
-        example = self.here.examples.look(torch.zeros(1, dtype=torch.int64, device=self.device))
-        least = 3 * model * steps + example.numel() * example.element_size() * rows  # weights twice read, once written
-        work = Work(steps, self.totals.get("flops", 0.0), least, rows, rows_run)
-        best = measured(self.device, self.here.examples.dtype)
+        assert self.profiling, "the run was not prepared as `profiled`"
+        told, plain = self.profiling.told(self.totals, self.federation.net, self.here.examples, self.plan)
         if self.folder:
-            told = {"plan": str(self.plan), "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
-            self.folder.write("profile.json", dumps(told))
-        return lines(seconds, work, best, str(self.plan))
+            self.folder.write("profile.json", dumps(plain))
+        return told
 
     def _keep(self, number: int, rows: pa.Table) -> None:
         self.over_clients.append(_over_clients_only(rows))
@@ -292,7 +252,8 @@ class Run:
             f"{self.settings.executor}, {self.plan}" if self.settings.executor == "batched" else self.settings.executor,
         )
 
-    def _finish(self) -> Result:
+    def result(self) -> Result:
+        """What the rounds played so far gave; closes trackers and writes the summary."""
         self.tracking.close()
         summary = self._summary()
         if self.folder:
@@ -307,74 +268,5 @@ class Run:
         return Result(self.method.name, summary, history, self.federation, self.here, said, self.totals)
 
 
-def reopen(path: Path | str) -> Result:
-    """The result of a run folder, with its models: what `Result.save` or a run with `out` has left.
-
-    The method, the data and the network must be known by name; a stopped run gives its last checkpoint.
-
-    Raises:
-        SettingError: there is no run, or its data have changed.
-    """
-    load_methods()
-    found = Settings.read(Path(path) / "settings.yaml")
-    return Run.prepare(found.method, federated(found.data), found.run, out=path, resume=True)._finish()
-
-
-def able(data: FederatedData) -> Indices:
-    """The clients that train, ascending."""
-    return np.setdiff1d(np.arange(data.clients()), data.unseen)
-
-
-def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, uniformly without replacement, ascending."""
-    if "pooled data" in method.needs:
-        return torch.zeros(1, dtype=torch.int64)
-    there, share = able(data), settings.cohort
-    size = max(1, round(share * len(there))) if share <= 1 else int(share)
-    chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
-    return torch.from_numpy(np.sort(chosen))
-
-
-def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
-    """A client of a group: the first of round 1, if there is one, that trains, else any."""
-    first = cohort(method, data, settings, 1)
-    for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
-        there = ids[torch.isin(ids, group.ids)]
-        if len(there):
-            return int(there[0])
-    return int(first[0])
-
-
-def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:
-    """The settings as plain values, for settings.yaml: what `weft run --config` reads."""
-    values = dict(vars(settings))
-    if model is not None:
-        values["model"] = getattr(model, "__name__", type(model).__name__)
-    recipe = {"data": data.source.name, **data.manifest.get("recipe", {})}
-    recipe = {"data_seed" if k == "seed" else k: v for k, v in recipe.items()}
-    return {
-        "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
-        "data": {k: v for k, v in recipe.items() if k not in ("moved", "redrawn")}
-        | {"manifest": data.manifest["hash"]},
-        "run": values,
-    }
-
-
 def _over_clients_only(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.equal(rows["client"], -1))
-
-
-def _refuse(method: Method, data: FederatedData, settings: RunSettings) -> None:
-    """Combinations that make no sense."""
-    missing = method.needs - {"pooled data"}
-    if missing:
-        raise SettingError(f"{method.name} needs {', '.join(sorted(missing))}, which a run does not provide yet")
-    if "pooled data" in method.needs and settings.cohort != 1:
-        raise SettingError(
-            f"cohort = {settings.cohort:g} has no meaning for {method.name}, which pools all data: use 1"
-        )
-    able = data.clients() - len(data.unseen)
-    if settings.cohort > able:
-        raise SettingError(
-            f"cohort = {settings.cohort:g} is more than the {able} clients that train: use at most {able}"
-        )

@@ -17,6 +17,7 @@ from weft.core.errors import SettingError
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.core.select import Select
+from weft.data.federated import FederatedData
 from weft.local import SGD, Adam, AdamW, Optimiser
 
 
@@ -132,6 +133,21 @@ class Settings:
             from_mapping(DataSettings, {k: v for k, v in found.get("data", {}).items() if k != "manifest"}),
             from_mapping(RunSettings, found.get("run", {})),
         )
+
+
+def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:
+    """The settings as plain values, for settings.yaml: what `weft run --config` reads."""
+    values = dict(vars(settings))
+    if model is not None:
+        values["model"] = getattr(model, "__name__", type(model).__name__)
+    recipe = {"data": data.source.name, **data.manifest.get("recipe", {})}
+    recipe = {"data_seed" if k == "seed" else k: v for k, v in recipe.items()}
+    return {
+        "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
+        "data": {k: v for k, v in recipe.items() if k not in ("moved", "redrawn")}
+        | {"manifest": data.manifest["hash"]},
+        "run": values,
+    }
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
