@@ -98,7 +98,7 @@ def test_the_sequential_loop_and_weft_compute_the_same(changes: dict[str, Any], 
     server = made.federation.server
     close(server.model, state.shared)
     assert not all(torch.equal(a, b) for a, b in zip(state.shared, trainer.first, strict=True))
-    mine = made.federation.kept[0].gather(torch.arange(4)).method
+    mine = made.here.states(torch.arange(4)).method
     if p.workload.method == "scaffold":
         close(server.control, state.control)
     for k, own in state.own.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.laws.toys import CLASSES, CLIENTS, EXAMPLES, METHODS, ROWS, draw, leaves, make, train
+from tests.laws.toys import CLASSES, CLIENTS, EXAMPLES, METHODS, ROWS, but, draw, leaves, make, train
 from torch.utils._pytree import tree_map
 
 from weft.core.method import Round, shown
@@ -17,6 +17,7 @@ from weft.core.registry import REGISTRY
 from weft.core.round import Federation
 from weft.core.task import Data, Examples, Task
 from weft.evaluation.answers import Answers, answer
+from weft.evaluation.protocol import looking
 
 EVERYONE = np.arange(CLIENTS)
 JUDGED = [np.roll(ROWS[(k + 1) % CLIENTS], k)[: 2 + 2 * k] for k in range(CLIENTS)]  # somebody's examples, 2 to 6
@@ -30,12 +31,10 @@ def one_by_one(federation: Federation, name: str, rows: list[Any], examples: Exa
     for k in range(CLIENTS):
         if not len(rows[k]):
             continue
-        place = next(i for i, g in enumerate(federation.groups) if k in g.ids)
-        net, ids = federation.groups[place].net, torch.tensor([k])
+        net, ids = next(g.net for g in federation.groups if k in g.ids), torch.tensor([k])
         down, stacked = shown(method, federation.server, Round(9, ids, CLIENTS, federation.net))
         down = tree_map(lambda x: x[0], down) if stacked else down
-        member = torch.searchsorted(federation.groups[place].ids, ids)
-        mine = tree_map(lambda x: x[0], federation.kept[place].gather(member).method)
+        mine = federation.clients.state(k)
         phases = {n: p for n, p in method.phases.items() if n == "adapt"}
         turn = tree_map(lambda x: x[0], draw(9, ids, phases, federation.turns[ids]))
         at = torch.from_numpy(rows[k])
@@ -46,6 +45,12 @@ def one_by_one(federation: Federation, name: str, rows: list[Any], examples: Exa
         scores = logits.softmax(1).numpy()
         parts.append([np.full(len(at), k), loss, (guess == y.numpy()).astype(float), y.numpy(), guess, scores])
     return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def ask(federation: Federation, view: str, rows: list[Any] = JUDGED, **sizes: Any) -> Answers:
+    """What all say after round 9."""
+    look, shown = looking(federation, 9), federation.method.views[view]
+    return answer(federation.clients, shown, look, rows, EVERYONE, federation.turns, 9, **sizes)  # type: ignore[arg-type]
 
 
 def equal(a: Answers, b: Answers) -> None:
@@ -69,26 +74,22 @@ def test_all_at_once_is_one_by_one(trained: dict[str, Federation], name: str, vi
     federation = trained[name]
     slow = one_by_one(federation, view, JUDGED)
     for sizes in ({}, {"together": 2}, {"block": 3}, {"together": 1, "block": 1}):
-        ask = partial(
-            answer, federation, federation.method.views[view], EXAMPLES, JUDGED, EVERYONE, partial(draw, 9), 9
-        )
-        equal(ask(scores=True, **sizes), slow)  # type: ignore[arg-type]
-    assert ask().scores is None
+        equal(ask(federation, view, scores=True, **sizes), slow)
+    assert ask(federation, view).scores is None
 
 
 @pytest.mark.parametrize(("name", "view"), VIEWS)
 def test_examples_of_others_are_not_looked_at(trained: dict[str, Federation], name: str, view: str) -> None:
     """With all examples spoilt but a client's own, its answers stay what they are; also beside others in a program."""
     federation = trained[name]
-    ask = partial(answer, federation, federation.method.views[view], ids=EVERYONE, number=9, scores=True)
-    sound = ask(examples=EXAMPLES, rows=JUDGED, draw=partial(draw, 9))
+    sound = ask(federation, view, scores=True)
     for k in (1, 4):
         own = np.concatenate([ROWS[k], JUDGED[k]])
         keep = torch.zeros(len(EXAMPLES.x), dtype=torch.bool)
         keep[torch.from_numpy(own)] = True
         x = torch.where(keep[:, None], EXAMPLES.x, torch.nan)
         y = torch.where(keep, EXAMPLES.y, (EXAMPLES.y + 1) % CLASSES)
-        spoilt = ask(examples=replace(EXAMPLES, x=x, y=y), rows=JUDGED, draw=partial(draw, 9))
+        spoilt = ask(but(federation, examples=replace(EXAMPLES, x=x, y=y)), view, scores=True)
         equal(spoilt.of(np.array([k])), sound.of(np.array([k])))
 
 
@@ -106,21 +107,21 @@ def test_a_view_that_draws_nothing_reads_no_training_example(
     judged = [np.array([k]) for k in range(CLIENTS)]
     x = EXAMPLES.x.clone()
     x[CLIENTS:] = torch.nan
-    ask = partial(answer, federation, federation.method.views[view], rows=judged, ids=EVERYONE, number=9, scores=True)
-    equal(ask(examples=replace(EXAMPLES, x=x), draw=partial(draw, 9)), ask(examples=EXAMPLES, draw=partial(draw, 9)))
+    asked = partial(ask, view=view, rows=judged, scores=True)
+    equal(asked(but(federation, examples=replace(EXAMPLES, x=x))), asked(federation))
 
 
 def test_judging_changes_nothing(trained: dict[str, Federation]) -> None:
     for name, view in VIEWS:
         federation = trained[name]
         before = [x.clone() for x in leaves(federation)]
-        answer(federation, federation.method.views[view], EXAMPLES, JUDGED, EVERYONE, partial(draw, 9), 9)
+        ask(federation, view)
         assert all(torch.equal(a, b) for a, b in zip(before, leaves(federation), strict=True))
 
 
 def test_nobody_has_anything_to_judge(trained: dict[str, Federation]) -> None:
     federation = trained["ditto"]
     nothing = [np.zeros(0, dtype=np.int64)] * CLIENTS
-    for view in federation.method.views.values():
-        said = answer(federation, view, EXAMPLES, nothing, EVERYONE, partial(draw, 9), 9)
+    for view in federation.method.views:
+        said = ask(federation, view, nothing)
         assert len(said.client) == len(said.of(EVERYONE).client) == 0

@@ -18,8 +18,10 @@ def test_each_moment_counts_for_the_innermost_part() -> None:
     ticks = itertools.count()
     account = Account(torch.device("cpu"), clock=lambda: float(next(ticks)))  # one second passes between two looks
     with account.of("aggregation"):
-        account.around("data", lambda: None)()
-        account.around("local", lambda: None)()
+        with account.of("data"):
+            pass
+        with account.of("local"):
+            pass
     seconds = account.close()
     assert seconds == {"idle": 2.0, "aggregation": 3.0, "data": 1.0, "local": 1.0, "evaluation": 0.0, "checkpoint": 0.0}
     assert sum(account.close().values()) == 1.0, "a new account begins where the last one was closed"

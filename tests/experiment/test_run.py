@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from weft.core.task import Data
 from weft.data.federated import FederatedData
 from weft.data.source import Source
 from weft.executors import loop
-from weft.experiment.run import Run
+from weft.experiment.run import Run, cohort
 from weft.experiment.settings import RunSettings
 
 OWNER = np.arange(180) % 6
@@ -37,7 +38,7 @@ def prepared(method: Any, data: FederatedData, model: Any = None, **settings: An
 
 
 def cohorts(run: Run, rounds: int) -> list[list[int]]:
-    return [run._cohort(n).tolist() for n in range(1, rounds + 1)]
+    return [cohort(run.method, run.data, run.settings, n).tolist() for n in range(1, rounds + 1)]
 
 
 @pytest.mark.parametrize(("cohort", "size"), [(1.0, 6), (0.5, 3), (0.01, 1), (2, 2), (6, 6)])
@@ -96,8 +97,13 @@ def _with_x(data: FederatedData, x: Any) -> FederatedData:
 
 def _leaves(result: Any) -> list[Tensor]:
     federation = result.federation
-    kept = [s.gather(torch.arange(len(g.ids))) for s, g in zip(federation.kept, federation.groups, strict=True)]
-    return torch.utils._pytree.tree_leaves((federation.server, kept))
+    return torch.utils._pytree.tree_leaves((federation.server, [result.here.states(g.ids) for g in federation.groups]))
+
+
+def drawn(run: Run, number: int, ids: Sequence[int]) -> Tensor:
+    """Row numbers of the batches of some clients' first turn."""
+    none = torch.zeros(len(ids), dtype=torch.int64)
+    return run.here.draw(number, torch.tensor(ids), run.federation.method.phases, none).steps["local"]
 
 
 def test_stragglers_make_fewer_epochs() -> None:
@@ -105,20 +111,23 @@ def test_stragglers_make_fewer_epochs() -> None:
     run = prepared("fedavg", people(), epochs=4, stragglers=0.5, batch_size=0)
     found = []
     for number in range(1, 60):
-        turn = run._draw(number, torch.arange(6), run.parts.phases, torch.zeros(6, dtype=torch.int64))
-        found.append((turn.steps["local"] >= 0).any(2).sum(1).tolist())
+        found.append((drawn(run, number, range(6)) >= 0).any(2).sum(1).tolist())
     steps = np.array(found)
     assert set(steps.flatten().tolist()) == {1, 2, 3, 4}
     late = (steps < 4).mean(0)  # half of the clients, three quarters of whom lose an epoch or more
     assert (np.abs(late - 0.375) < 0.2).all() and len({tuple(s) for s in found}) > 20
     everyone = prepared("fedavg", people(), epochs=1, stragglers=1.0)
-    assert (everyone._draw(1, torch.arange(6), everyone.parts.phases, torch.zeros(6).long()).steps["local"] >= 0).any()
+    assert (
+        everyone.here.draw(1, torch.arange(6), everyone.federation.method.phases, torch.zeros(6).long()).steps["local"]
+        >= 0
+    ).any()
 
 
 def test_stragglers_are_the_same_under_every_cohort() -> None:
     run = prepared("fedavg", people(), epochs=4, stragglers=0.5, batch_size=0)
     every, some = (
-        run._draw(3, torch.tensor(ids), run.parts.phases, torch.zeros(len(ids)).long()) for ids in (range(6), [1, 4])
+        run.here.draw(3, torch.tensor(ids), run.federation.method.phases, torch.zeros(len(ids)).long())
+        for ids in (range(6), [1, 4])
     )
     counts = [(t.steps["local"] >= 0).any(2).sum(1) for t in (every, some)]
     assert counts[0][[1, 4]].tolist() == counts[1].tolist()
@@ -238,9 +247,9 @@ def test_averaged_statistics_travel_and_are_the_weighted_mean() -> None:
     run = prepared("fedavg", pictures(), Residual, buffers="average", precision="fp64", rounds=1)
     start = run.federation.server.model
     sizes = torch.tensor(run.data.train.counts, dtype=torch.float64)
-    turn = run._draw(1, torch.arange(4), run.parts.phases, torch.zeros(4).long())
-    reply = loop(run.parts, run.federation.net, run.federation.server, run.federation.kept[0].gather(torch.arange(4)),
-                 run.examples, turn, None)  # fmt: skip
+    turn = run.here.draw(1, torch.arange(4), run.federation.method.phases, torch.zeros(4).long())
+    reply = loop(run.federation.method, run.federation.net, run.federation.server, run.here.states(torch.arange(4)),
+                 run.here.examples, turn, None)  # fmt: skip
     ends = {k: start[k] + torch.tensordot(sizes / sizes.sum(), reply.up.model[k], 1) for k in STATISTICS}
     model = run.go().federation.server.model
     assert set(model) >= STATISTICS
@@ -257,9 +266,9 @@ def test_local_statistics_are_on_no_channel_and_differ() -> None:
     assert [r["tensors"] for r in run.probe.wire] == [8, 8] and [r["tensors"] for r in whole.probe.wire] == [12, 12]
     for there, here in zip(whole.probe.wire, run.probe.wire, strict=True):  # and the names take some bytes
         assert there["bytes"] - here["bytes"] > statistics
-    federation = run.go().federation
-    assert not set(federation.server.model) & STATISTICS
-    own = federation.kept[0].gather(torch.arange(4)).method.buffers
+    result = run.go()
+    assert not set(result.federation.server.model) & STATISTICS
+    own = result.here.states(torch.arange(4)).method.buffers
     assert set(own) == STATISTICS
     brightness = own["norm.running_mean"].norm(dim=1)
     assert len(set(brightness.tolist())) == 4
@@ -280,10 +289,10 @@ def test_recalibrated_statistics_are_estimated_under_the_new_model() -> None:
     run = prepared("fedavg", pictures(), Residual, buffers="recalibrate", **same)
     plain = prepared("fedavg", pictures(), Residual, buffers="average", **same)
     averaged = plain.go().federation.server.model
-    turn = run._draw(1, torch.arange(4), {"local": Phase(epochs=1)}, torch.zeros(4).long())
+    turn = run.here.draw(1, torch.arange(4), {"local": Phase(epochs=1)}, torch.zeros(4).long())
     ends = []
     for k in range(4):
-        data = Data(run.examples, torch.utils._pytree.tree_map(lambda x, k=k: x[k], turn))
+        data = Data(run.here.examples, torch.utils._pytree.tree_map(lambda x, k=k: x[k], turn))
         model = dict(averaged)
         for t in range(len(data.turn.steps["local"])):
             if bool((data.turn.steps["local"][t] >= 0).any()):
@@ -306,8 +315,8 @@ def test_a_bad_answer_does_not_hide_behind_an_average() -> None:
 
 def test_draws_depend_on_nothing_that_ran_before() -> None:
     run = prepared("fedavg", people(), epochs=2)
-    draw = partial(run._draw, 2, torch.arange(6), run.parts.phases, torch.zeros(6).long())
+    draw = partial(run.here.draw, 2, torch.arange(6), run.federation.method.phases, torch.zeros(6).long())
     first = draw()
-    run._draw(1, torch.arange(3), run.parts.phases, torch.zeros(3).long())
+    run.here.draw(1, torch.arange(3), run.federation.method.phases, torch.zeros(3).long())
     again = draw()
     assert torch.equal(first.steps["local"], again.steps["local"]) and torch.equal(first.key, again.key)

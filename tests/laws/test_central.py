@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 
 from tests.laws.toys import EXAMPLES, INPUTS, ROWS, draw, make
 from weft.core import Net
-from weft.core.round import Group, begin, play
+from weft.core.clients import Group
+from weft.core.here import Here
+from weft.core.round import begin, play
 from weft.executors import Batched
 
 
@@ -32,15 +35,17 @@ def test_one_client_is_central_training(name: str) -> None:
     everything = np.concatenate(ROWS)
     net = Net.from_module(Plain, dtype=torch.float64)
     options = {"mu": 0.0} if name == "fedprox" else {}
-    federation = begin(make(name, lr=0.1, **options), [Group(net, torch.arange(1))], 1, seed=4)
+    method: Any = make(name, lr=0.1, **options)
+    turn = partial(draw, rows=[everything], batch_size=9)
+    clients = Here.begin(method, [Group(net, torch.arange(1))], EXAMPLES, turn, Batched(), seed=4)
+    federation = begin(method, clients, 1, seed=4)
     plain = Plain().double()
     plain.load_state_dict(net.init(4), strict=False)
     optimiser = torch.optim.SGD(plain.parameters(), lr=0.1)
     one = torch.zeros(1, dtype=torch.int64)
     for number in (1, 2, 3):
-        turn = partial(draw, number, rows=[everything], batch_size=9)
-        batches = turn(one, federation.method.phases, torch.zeros(1)).steps["local"][0]
-        federation = play(federation, number, one, EXAMPLES, turn, Batched()).federation
+        batches = turn(number, one, method.phases, torch.zeros(1)).steps["local"][0]
+        federation = play(federation, number, one).federation
         plain.train()
         for rows in batches:
             rows = rows[rows >= 0]

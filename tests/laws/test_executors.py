@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from tests.laws.toys import METHODS, gap, make, train
-from weft.core import Method, Net, Reply, Task
+from weft.core import Method, Net, Reply, Task, here
 from weft.executors import Batched, loop
 from weft.local.scan import WORTH
 from weft.wire import pack, unpack
-
-rounds = __import__("weft.core.round", fromlist=["round"])
 
 
 def through_bytes(method: Method) -> Method:
@@ -56,7 +54,7 @@ def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Uploads that are summed part by part."""
     method = make(name)
     whole = train(method, Batched())
-    monkeypatch.setattr(rounds, "STACK", 1)
+    monkeypatch.setattr(here, "STACK", 1)
     assert gap(whole, train(method, Batched())) <= 1e-9
 
 

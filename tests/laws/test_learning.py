@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
-from tests.laws.toys import METHODS, cohort, make, start, train
+from tests.laws.toys import METHODS, cohort, kept, make, start, train
 from weft.core.registry import REGISTRY
 from weft.local import SGD
 
@@ -25,10 +25,7 @@ def test_what_is_kept_moves(name: str) -> None:
 
 
 def _kept(before: Any, after: Any) -> list[tuple[str, Any, Any]]:
-    return [
-        ("kept", a.gather(torch.arange(len(g.ids))).method, b.gather(torch.arange(len(g.ids))).method)
-        for a, b, g in zip(before.kept, after.kept, before.groups, strict=True)
-    ]
+    return [("kept", a.method, b.method) for a, b in zip(kept(before), kept(after), strict=True)]
 
 
 STILL: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.toys import METHODS, gap, groups, make, train
+from tests.laws.toys import METHODS, gap, groups, kept, make, train
 from weft.core.registry import REGISTRY
 
 NEUTRAL = [name for name in METHODS if REGISTRY[name].neutral]
@@ -28,10 +28,7 @@ def test_neutral_setting(name: str) -> None:
 
 def personal(federation):  # type: ignore[no-untyped-def]
     """Everybody's own model, for methods without a common one."""
-    import torch
-
-    stores = zip(federation.kept, federation.groups, strict=True)
-    return tree_leaves([s.gather(torch.arange(len(g.ids))).method for s, g in stores])
+    return tree_leaves([mine.method for mine in kept(federation)])
 
 
 OFF = {

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.laws.toys import CLIENTS, EXAMPLES, METHODS, cohort, draw, make, start
+from tests.laws.toys import CLIENTS, METHODS, but, cohort, draw, kept, make, start
 from weft.core.method import Method, Phase, Round
 from weft.core.registry import REGISTRY
 from weft.core.round import Federation, play
 from weft.core.task import Turn
-from weft.executors import Batched
 
 RENAMED = torch.tensor([4, 2, 0, 5, 1, 3])  # RENAMED[new] = old
 
@@ -33,18 +31,18 @@ def outcome(federation: Federation, ids: Tensor) -> Any:
         turns, turn = [*turns, turn], turn.next
     if any(t.private_send for t in turns):
         held = [t.send(federation.server, Round(4, ids, CLIENTS, federation.net)) for t in turns]
-    return federation.kept[0].gather(ids), held
+    return tree_map(lambda x: x[ids], kept(federation)), held
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if not REGISTRY[n].mixed and "names" not in REGISTRY[n].exempt])
 def test_names_do_not_matter(name: str) -> None:
-    a, b = start(make(name)), start(make(name))
+    a, b = start(make(name)), but(start(make(name)), draw=renamed)
     back = torch.argsort(RENAMED)
     for number in (1, 2, 3):
         ids = cohort(number)
-        a = play(a, number, ids, EXAMPLES, partial(draw, number), Batched()).federation
+        a = play(a, number, ids).federation
         mine = torch.sort(back[ids]).values
-        b = play(b, number, mine, EXAMPLES, partial(renamed, number), Batched()).federation
+        b = play(b, number, mine).federation
     theirs, ours = tree_leaves(outcome(a, RENAMED)), tree_leaves(outcome(b, torch.arange(CLIENTS)))
     assert (
         max((float((x - y).abs().max()) for x, y in zip(theirs, ours, strict=True) if x.numel()), default=0.0) <= 1e-9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from tests.laws.toys import CLIENTS, EXAMPLES, METHODS, cohort, draw, gap, make, train
 from weft.core.method import Phase
-from weft.core.round import Execute, play
+from weft.core.round import play
 from weft.core.task import Turn
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 
 
@@ -24,7 +24,7 @@ def test_inputs_are_unchanged(name: str, execute: Execute) -> None:
     server = [x.clone() for x in tree_leaves(federation.server)]
     seen = (EXAMPLES.x.clone(), EXAMPLES.y.clone())
     turns = federation.turns.clone()
-    play(federation, 3, cohort(3), EXAMPLES, partial(draw, 3), execute)
+    play(federation, 3, cohort(3))
     assert all(torch.equal(a, b) for a, b in zip(server, tree_leaves(federation.server), strict=True))
     assert torch.equal(turns, federation.turns)
     assert torch.equal(seen[0], EXAMPLES.x) and torch.equal(seen[1], EXAMPLES.y)
@@ -42,12 +42,12 @@ def test_absent_clients_keep_their_state(name: str) -> None:
                 store.gather(
                     torch.searchsorted(g.ids, torch.tensor([k for k in absent if k in g.ids], dtype=torch.int64))
                 )
-                for store, g in zip(federation.kept, federation.groups, strict=True)
+                for store, g in zip(federation.clients.kept, federation.groups, strict=True)
             ]
         )
 
     before = [x.clone() for x in theirs()]
-    play(federation, 3, cohort(3), EXAMPLES, partial(draw, 3), Batched())
+    play(federation, 3, cohort(3))
     assert all(torch.equal(a, b) for a, b in zip(before, theirs(), strict=True))
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from tests.laws.toys import METHODS, draw
 from weft.core import Net, Out
+from weft.core.clients import Group
+from weft.core.here import Here
 from weft.core.registry import REGISTRY
-from weft.core.round import Group, begin, play
+from weft.core.round import begin, play
 from weft.core.task import Examples
 from weft.executors import Batched
 
@@ -55,12 +57,13 @@ def distance(name: str, cohort: int, rounds: int = 400) -> float:
     """How far from the optimum a method ends, in the largest entry."""
     net, data, rows, optimum = world()
     method = REGISTRY[name].make(lr=0.05, **OPTIONS.get(name, {}))
-    federation = begin(method, [Group(net, torch.arange(CLIENTS))], CLIENTS)
+    turn = partial(draw, rows=rows, epochs=8)
+    clients = Here.begin(method, [Group(net, torch.arange(CLIENTS))], data, turn, Batched())
+    federation = begin(method, clients, CLIENTS)
     for number in range(1, rounds + 1):
         order = torch.randperm(CLIENTS, generator=torch.Generator().manual_seed(number))[:cohort]
         ids = torch.sort(order).values
-        turn = partial(draw, number, rows=rows, epochs=8)
-        federation = play(federation, number, ids, data, turn, Batched()).federation
+        federation = play(federation, number, ids).federation
     return max(float((federation.server.model[k] - optimum[k]).abs().max()) for k in SHAPES)
 
 

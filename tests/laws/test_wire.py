@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.laws.toys import CLIENTS, EXAMPLES, METHODS, cohort, draw, groups, make, start, train
+from tests.laws.toys import CLIENTS, EXAMPLES, METHODS, but, cohort, draw, groups, make, start, train
 from weft.core.method import Round
 from weft.core.registry import REGISTRY
-from weft.core.round import play, take_turn
+from weft.core.round import play
 from weft.core.task import Data, Task
-from weft.executors import Batched
+from weft.core.turn import take_turn
 from weft.wire import pack, weigh
 
 
@@ -22,7 +21,7 @@ from weft.wire import pack, weigh
 def test_bytes_counted_are_bytes_packed(name: str) -> None:
     method = make(name)
     federation = train(method, rounds=1)
-    played = play(federation, 2, cohort(2), EXAMPLES, partial(draw, 2), Batched(), weigh=weigh)
+    played = play(but(federation, weigh=weigh), 2, cohort(2))
     down, up = 0, 0
     turn: Any = method
     while turn:
@@ -46,12 +45,11 @@ def packed(method: Any, net: Any, channel: str, tree: Any) -> int:
 
 def turn_of(method: Any, federation: Any, ids: torch.Tensor, number: int) -> tuple[Any, Any]:
     """(what one client receives, what it answers)."""
-    k = next(i for i, g in enumerate(federation.groups) if int(ids) in g.ids)
-    group = federation.groups[k]
+    group = next(g for g in federation.groups if int(ids) in g.ids)
     down = method.send(federation.server, Round(number, ids, CLIENTS, federation.net))
     if method.private_send:
         down = tree_map(lambda x: x[0], down)
-    mine = tree_map(lambda x: x[0], federation.kept[k].gather(torch.searchsorted(group.ids, ids)))
+    mine = tree_map(lambda x: x[0], federation.clients.states(ids))
     turn = tree_map(lambda x: x[0], draw(number, ids, method.phases, federation.turns[ids]))
     return down, take_turn(method, group.net, Task(down, mine, Data(EXAMPLES, turn)))
 

@@ -6,8 +6,8 @@ norm and dropout, and all is judged in float64: in float32 one flipped ReLU grow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from weft.core import Method, Net
+from weft.core.clients import Group
+from weft.core.here import Here
 from weft.core.method import Phase
 from weft.core.registry import REGISTRY
-from weft.core.round import Execute, Federation, Group, begin, play
+from weft.core.round import Federation, begin, play
 from weft.core.task import Examples, Turn
+from weft.core.turn import Draw, Execute
 from weft.executors import Batched
 from weft.experiment.plugins import load_methods
 from weft.local.batches import draw_turns
@@ -117,12 +120,15 @@ def draw(
     )
 
 
-Drawn = Callable[..., Turn]
-
-
-def start(method: Method, nets: list[Group] | None = None) -> Federation:
+def start(method: Method, nets: list[Group] | None = None, **parts: Any) -> Federation:
     """The federation before its first round."""
-    return begin(method, nets or groups(method.name), CLIENTS, seed=1)
+    here = Here.begin(method, nets or groups(method.name), EXAMPLES, draw, Batched(), seed=1, **parts)
+    return begin(method, here, CLIENTS, seed=1)
+
+
+def but(federation: Federation, **parts: Any) -> Federation:
+    """The federation with other parts of its clients: their draw, their examples, their executor."""
+    return replace(federation, clients=replace(federation.clients, **parts))  # type: ignore[type-var]
 
 
 def train(
@@ -134,21 +140,24 @@ def train(
     federation: Federation | None = None,
     first: int = 1,
     size: int = 4,
-    drawn: Drawn = draw,
+    drawn: Draw = draw,
     data: Examples = EXAMPLES,
 ) -> Federation:
     """Play rounds `first` to `rounds`."""
-    federation = federation or start(method, nets)
+    federation = but(federation or start(method, nets), draw=drawn, examples=data, execute=execute or Batched())
     for number in range(first, rounds + 1):
-        turn = partial(drawn, number)
-        federation = play(federation, number, cohort(number, size), data, turn, execute or Batched()).federation
+        federation = play(federation, number, cohort(number, size)).federation
     return federation
 
 
 def leaves(federation: Federation) -> list[Tensor]:
     """All tensors of the state of a federation: the server's, the transforms', and what every client keeps."""
-    kept = [store.gather(torch.arange(len(g.ids))) for store, g in zip(federation.kept, federation.groups, strict=True)]
-    return tree_leaves((federation.server, dict(federation.then), kept, federation.turns))
+    return tree_leaves((federation.server, dict(federation.then), kept(federation), federation.turns))
+
+
+def kept(federation: Federation) -> list[Any]:
+    """What all clients keep, by group."""
+    return [federation.clients.states(group.ids) for group in federation.groups]  # type: ignore[attr-defined]
 
 
 def gap(a: Any, b: Any) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.laws.test_wire import turn_of
-from tests.laws.toys import CLIENTS, SMALL, gap, groups, make, start
+from tests.laws.toys import CLIENTS, SMALL, gap, groups, kept, make, start
 from tests.laws.toys import train as train_toy
 
 from weft.core import Method, SettingError
@@ -26,7 +26,7 @@ OFF: dict[str, Any] = {"kappa": 0.0, "bias_rate": 0.0}
 
 def vectors(federation: Federation) -> torch.Tensor:
     """p of every client."""
-    own = federation.kept[0].gather(torch.arange(CLIENTS)).method
+    own = kept(federation)[0].method
     return own.mine.get(P, own.beside) if isinstance(own.mine, dict) else own.beside
 
 
@@ -35,7 +35,7 @@ def test_the_eliminator_off_is_the_bare_method(name: str) -> None:
     method = make(name)
     with_it, without = train(with_dbe(method, **OFF)), train(method)
     assert gap(with_it.server.inner, without.server) <= 1e-12
-    assert gap(with_it.kept[0].gather(torch.arange(CLIENTS)).method.beside, torch.zeros(CLIENTS, SMALL.width)) == 0
+    assert gap(kept(with_it)[0].method.beside, torch.zeros(CLIENTS, SMALL.width)) == 0
 
 
 @pytest.mark.parametrize("name", DEBIASED)
@@ -96,8 +96,7 @@ def test_blending_changes_what_is_learnt(name: str) -> None:
 def test_blending_in_fedavg_is_fedala() -> None:
     ours, theirs = train(with_blend(make("fedavg"), passes=12), rounds=5), train(make("fedala"), rounds=5)
     assert gap(ours.server, theirs.server) <= 1e-12
-    everyone = torch.arange(CLIENTS)
-    assert gap(ours.kept[0].gather(everyone).method.beside, theirs.kept[0].gather(everyone).method) <= 1e-12
+    assert gap(kept(ours)[0].method.beside, kept(theirs)[0].method) <= 1e-12
 
 
 def test_plugins_go_together_and_with_statistics_at_home() -> None:
@@ -110,7 +109,7 @@ def test_the_opening_is_no_round() -> None:
     method: Method = with_dbe(make("fedavg"))
     before, after = start(method), train(method, rounds=1, size=2)
     assert int(after.turns.sum()) == 2
-    assert len(after.kept[0].seen()) == 2
+    assert len(after.clients.kept[0].seen()) == 2
     down = method.send(after.server, None)  # type: ignore[arg-type]
     assert not torch.equal(down.model["head.bias"], before.server.model["head.bias"])
     assert gap(after.server.mean, train(method, rounds=1, size=CLIENTS).server.mean) <= 1e-12

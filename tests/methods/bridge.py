@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from weft.core import Data, Examples, Method, Net, Phase, Round, Task, Tree, Turn
+from weft.core.clients import Group
+from weft.core.here import Here
 from weft.core.method import shown
-from weft.core.round import Execute, Federation, Group, begin, play
+from weft.core.round import Federation, begin, play
+from weft.core.turn import Execute
 
 
 class Toy(nn.Module):
@@ -77,16 +80,15 @@ def run(world: World, method: Method, execute: Execute) -> Federation:
     """The federation after all the turns of the world."""
     net, examples = net_of(world), examples_of(world)
     first = {k: torch.tensor(world.first[k]) for k in net.init(0)}
-    fed = begin(method, [Group(net, torch.arange(world.population))], world.population, first=first)
+
+    def draw(number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
+        return turn_of(world, world.turns[number - 1].batches, ids, phases, past)._replace(key=ids + 1000 * number)
+
+    clients = Here.begin(method, [Group(net, torch.arange(world.population))], examples, draw, execute, first=first)
+    fed = begin(method, clients, world.population, first=first)
     for number, turn in enumerate(world.turns, 1):
-
-        def draw(
-            ids: Tensor, phases: Mapping[str, Phase], past: Tensor, turn: Any = turn, number: int = number
-        ) -> Turn:
-            return turn_of(world, turn.batches, ids, phases, past)._replace(key=ids + 1000 * number)
-
         if turn.ids:
-            fed = play(fed, number, torch.tensor(turn.ids), examples, draw, execute).federation
+            fed = play(fed, number, torch.tensor(turn.ids)).federation
     return fed
 
 
@@ -104,7 +106,7 @@ def answer(fed: Federation, world: World, client: int, view: str = "personal", *
 def kept(fed: Federation) -> dict[int, Any]:
     """What each client keeps, by its id."""
     ids = torch.arange(len(fed.turns))
-    stacked = fed.kept[0].gather(ids).method
+    stacked = fed.clients.states(ids).method
     return {i: tree_map(lambda x, i=i: x[i], stacked) for i in ids.tolist()}
 
 

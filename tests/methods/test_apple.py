@@ -15,7 +15,8 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
 from weft.core import Round
-from weft.core.round import Execute, Federation
+from weft.core.round import Federation
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.apple import apple
 

@@ -13,7 +13,7 @@ from reference.descent import combine, descend, minus
 from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.cfl import cfl, halves
 from weft.methods.fedavg import fedavg

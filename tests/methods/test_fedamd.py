@@ -12,8 +12,9 @@ from reference.fedamd import fedamd as ref_fedamd
 from reference.world import World, make_world
 
 from weft.core import SettingError
-from weft.core.round import Execute, Federation
+from weft.core.round import Federation
 from weft.core.stream import code, fold, uniform
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedamd import fedamd
 

@@ -18,7 +18,7 @@ from reference.model import BnMlp, Mlp, Model, Tree
 from reference.world import Outcome, World, make_world
 
 from weft.core import Method, Round
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedamp import Clouds, fedamp, heurfedamp
 

@@ -12,7 +12,7 @@ from reference.fedper import joined
 from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedas import fedas
 

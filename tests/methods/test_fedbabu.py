@@ -14,7 +14,7 @@ from reference.fedper import Keep, head
 from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedbabu import fedbabu
 

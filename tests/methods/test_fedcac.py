@@ -16,7 +16,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
 from weft.core import Round
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.methods.fedcac import fedcac, groups, sensitive

@@ -12,7 +12,7 @@ from reference.fedcp import personal_logits
 from reference.model import BnMlp, Mlp, Model, Tree
 from reference.world import World, make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local.mmd import mmd
 from weft.methods.fedcp import fedcp, kernel

@@ -13,8 +13,8 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
 from weft.core import tune
-from weft.core.round import Execute
 from weft.core.stream import stream
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.fedcross import fedcross

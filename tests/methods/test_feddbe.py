@@ -15,7 +15,7 @@ from reference.world import World, make_world
 from torch.utils._pytree import tree_map
 
 from weft.core import Data, Round, Task
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.feddbe import feddbe

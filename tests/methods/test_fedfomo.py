@@ -15,7 +15,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
 from weft.core import Round
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedfomo import Fomo, chosen, fedfomo
 

@@ -13,8 +13,8 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
 from weft.core import tune
-from weft.core.round import Execute
 from weft.core.stream import code, fold
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import Adam
 from weft.local.noise import choices, normal

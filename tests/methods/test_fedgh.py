@@ -11,7 +11,7 @@ from reference.fedgh import in_order
 from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedgh import fedgh
 

@@ -11,7 +11,7 @@ from reference.fedlc import fedlc as ref_fedlc
 from reference.model import BnMlp, Mlp, Model, softmax
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.fedlc import fedlc

@@ -15,7 +15,7 @@ from reference.local import local as ref_local
 from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedmtl import FLOOR, fedmtl, relations
 

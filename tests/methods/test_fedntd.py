@@ -12,7 +12,7 @@ from reference.fedntd import term
 from reference.model import BnMlp, Mlp, Model, softmax
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.methods.fedavg import fedavg

@@ -14,7 +14,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
 from weft.core import everything, role
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.methods.fedpcl import fedpcl

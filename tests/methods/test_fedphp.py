@@ -14,7 +14,7 @@ from reference.fedphp import fedphp as ref_fedphp
 from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.local.mmd import mmd as ours

@@ -11,7 +11,7 @@ from reference.fedrod import personal_logits
 from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.methods.fedavg import fedavg

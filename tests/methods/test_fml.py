@@ -16,7 +16,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import make_world
 
 from weft.core import mean, tune
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.fml import fml

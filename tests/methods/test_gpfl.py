@@ -13,7 +13,7 @@ from reference.gpfl import gpfl as ref_gpfl
 from reference.model import BnMlp, Mlp, Model, Tree
 from reference.world import World, make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.gpfl import gpfl
 

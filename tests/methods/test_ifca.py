@@ -13,7 +13,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
 from weft.core import tune
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.ifca import ifca

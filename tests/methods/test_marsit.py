@@ -14,8 +14,8 @@ from reference.marsit import ring
 from reference.model import BnMlp, Mlp, Model
 from reference.world import World, make_world
 
-from weft.core.round import Execute
 from weft.core.stream import code, fold, uniform
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.marsit import marsit, merged

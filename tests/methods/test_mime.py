@@ -11,7 +11,7 @@ from reference.mime import mime as ref_mime
 from reference.world import make_world
 
 from weft.core import tune
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.fedavg import fedavg
 from weft.methods.mime import mime

@@ -48,7 +48,10 @@ from weft.core import (
     role,
     tune,
 )
-from weft.core.round import Execute, Group, begin, play
+from weft.core.clients import Group
+from weft.core.here import Here
+from weft.core.round import begin, play
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD, descend, prox, scan
 from weft.local.blend import ala_phases, blend, learn_weights
@@ -395,13 +398,13 @@ def test_lg_fedavg_takes_different_networks_under_one_head() -> None:
         dtype=torch.float64,
     )
     groups = [Group(wide, torch.tensor([0, 2])), Group(small, torch.tensor([1, 3, 4]))]
-    state = begin(lg_fedavg(lr=0.1), groups, 5)
 
-    def draw(ids: torch.Tensor, phases: Any, past: torch.Tensor) -> Turn:
+    def draw(number: int, ids: torch.Tensor, phases: Any, past: torch.Tensor) -> Turn:
         return turn_of(world, world.turns[0].batches, ids, phases, past)
 
-    ids = torch.arange(5)
-    after = play(state, 1, ids, examples_of(world), draw, Batched()).federation
+    method = lg_fedavg(lr=0.1)
+    state = begin(method, Here.begin(method, groups, examples_of(world), draw, Batched()), 5)
+    after = play(state, 1, torch.arange(5)).federation
     assert set(after.server.model) == {"3.weight", "3.bias"}
     assert not torch.equal(after.server.model["3.weight"], state.server.model["3.weight"])
 

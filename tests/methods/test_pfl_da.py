@@ -14,7 +14,7 @@ from reference.model import BnMlp, Mlp, Model
 from reference.pfl_da import pfl_da as ref_pfl_da
 from reference.world import make_world
 
-from weft.core.round import Execute
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.pfl_da import pfl_da
 

@@ -24,7 +24,8 @@ from reference.scaffold import scaffold as ref_scaffold
 from reference.world import Outcome, World, make_world
 
 from weft.core import Method
-from weft.core.round import Execute, Federation
+from weft.core.round import Federation
+from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.local import SGD
 from weft.methods.fedavg import fedavg

@@ -25,14 +25,17 @@ from torch import Tensor
 from workloads import Prepared, draw_cohorts, first_weights, grid, load, personal_models
 
 from weft.core import Phase
+from weft.core.clients import Exam
+from weft.core.here import Here
 from weft.core.registry import find
-from weft.core.round import Mine, begin, play
+from weft.core.round import begin, play
 from weft.core.task import Turn
+from weft.core.turn import Mine
 from weft.data.federated import FederatedData, Rows
 from weft.data.manifest import manifest
 from weft.data.source import Source
-from weft.evaluation.answers import answer
-from weft.evaluation.metrics import over_clients, per_client
+from weft.evaluation.metrics import over_clients
+from weft.evaluation.protocol import looking
 from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import RunSettings, from_mapping
@@ -75,7 +78,11 @@ def run(p: Prepared, data: FederatedData, precision: str, lr: float, first: Mapp
     method = find(w.method).make(SGD(lr), **w.options)
     made = Run.prepare(method, data, from_mapping(RunSettings, {**asked, "device": "cpu"}), model)
     start = {k: torch.from_numpy(v) for k, v in first.items()}
-    made.federation = begin(made.parts, made.federation.groups, data.clients(), first=start)
+    here, method = made.here, made.federation.method
+    made.here = Here.begin(
+        method, here.groups, here.examples, here.draw, here.execute, first=start, weigh=weigh, examine=here.examine
+    )
+    made.federation = begin(method, made.here, data.clients(), first=start)
     return made
 
 
@@ -84,16 +91,15 @@ class Draw:
     """Draws batches as `Run` does, and counts them."""
 
     run: Run
-    number: int
     seed: int
     examples: int = 0
     steps: int = 0
 
-    def __call__(self, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
+    def __call__(self, number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
         s, names = self.run.settings, ids.tolist()
         turn = draw_turns(
             [self.run.data.train.client(k) for k in names], names, phases, past.tolist(), seed=self.seed,
-            number=self.number, epochs=s.epochs, batch_size=s.batch_size, dtype=self.run.examples.dtype,
+            number=number, epochs=s.epochs, batch_size=s.batch_size, dtype=self.run.here.examples.dtype,
             device=self.run.device,
         )  # fmt: skip
         for drawn in turn.steps.values():
@@ -106,9 +112,10 @@ def rounds(made: Run, cohorts: np.ndarray, seed: int, evaluate_every: int) -> To
     """Play these rounds, and leave the run after the last one."""
     told = []
     for number, ids in enumerate(torch.from_numpy(cohorts), 1):
-        draw = Draw(made, number, seed)
+        draw = Draw(made, seed)
+        made.here.draw = draw
         began = time.perf_counter()
-        made.federation = play(made.federation, number, ids, made.examples, draw, made.execute, weigh=weigh).federation
+        made.federation = play(made.federation, number, ids).federation
         told.append((time.perf_counter() - began, draw.examples, draw.steps))
         if evaluate_every and number % evaluate_every == 0:
             accuracy(made)
@@ -117,18 +124,14 @@ def rounds(made: Run, cohorts: np.ndarray, seed: int, evaluate_every: int) -> To
 
 def judged(made: Run, view: str) -> dict[str, np.ndarray]:
     """Metrics of every client on its test rows."""
-    data, everyone = made.data, np.arange(made.data.clients())
-    draw = Draw(made, 0, made.settings.seed)
-    rows = list(data.test.each())
-    shown = made.parts.views[view]
-    said = answer(made.federation, shown, made.examples, rows, everyone, draw, 0, together=made.plan.chunk)
-    ids, counts, metrics = per_client(said, data.source.classes)
-    return {"clients": ids, "counts": counts, **metrics}
+    made.here.draw = Draw(made, made.settings.seed)
+    marks = made.here.judge(Exam(0, "test", view, False, made.federation.turns, looking(made.federation, 0)))
+    return {"clients": marks.ids, "counts": marks.counts, **marks.metrics}
 
 
 def accuracy(made: Run) -> float:
     """Of the shared model on all test rows, or where there are personal models, the mean over clients."""
-    view = "personal" if "personal" in made.parts.views else "global"
+    view = "personal" if "personal" in made.federation.method.views else "global"
     found = judged(made, view)
     figures = over_clients(found["counts"], {"accuracy": found["accuracy"]})
     return figures["accuracy.mean" if view == "personal" else "accuracy"]
@@ -146,7 +149,7 @@ def evaluation(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
     made = run(p, federated(p), precision, p.workload.lr, p.first)
     everyone = torch.arange(p.workload.clients)
     models = {k: torch.from_numpy(v) for k, v in personal_models(p).items()}
-    made.federation.kept[0].scatter(everyone, Mine(models, {}))
+    made.here.kept[0].scatter(everyone, Mine(models, {}))
     made.federation = replace(made.federation, turns=torch.ones_like(everyone))
     told, found = [], {}
     for _ in range(warmup + timed):

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from weft.core.method import Round, View, shown
+from weft.core.clients import Array, Group, Look
+from weft.core.here import Here
+from weft.core.method import View
 from weft.core.parallel import side_by_side
-from weft.core.round import Draw, Federation, Group
-from weft.core.task import Data, Examples, Task
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from weft.core.task import Data, Task
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ class Answers:
 
 
 def answer(
-    federation: Federation,
+    here: Here,
     view: View,
-    examples: Examples,
+    look: Look,
     rows: Sequence[Array],
     ids: Array,
-    draw: Draw,
+    past: Tensor,
     number: int,
     *,
     scores: bool = False,
@@ -65,12 +64,12 @@ def answer(
     """Ask a view about each client's examples.
 
     Args:
-        federation: after the round that is judged.
+        here: the clients, after the round that is judged.
         view: how the method answers.
-        examples: everybody's examples.
+        look: what views get as the download.
         rows: for every client of `ids`, the row numbers of the examples to judge.
         ids: client numbers, int64, ascending.
-        draw: draws the clients' own training data, which a view may adapt to.
+        past: int64 [population]: how many turns each client has had.
         number: the round.
         scores: whether to keep the scores of all classes.
         together: clients judged as one program.
@@ -78,15 +77,13 @@ def answer(
         block: examples in one forward pass.
     """
     parts: list[Answers] = []
-    for k, group in enumerate(federation.groups):
-        here = np.isin(ids, group.ids.numpy())
-        own = [r for r, h in zip(rows, here, strict=True) if h]
+    for k, group in enumerate(here.groups):
+        of_group = np.isin(ids, group.ids.numpy())
+        own = [r for r, h in zip(rows, of_group, strict=True) if h]
         if not sum(len(r) for r in own):
             continue
         ask = _shared if view.shared else _personal
-        parts += ask(
-            federation, k, group, view, examples, own, ids[here], draw, number, scores, together, workers, block
-        )
+        parts += ask(here, k, view, look, own, ids[of_group], past, number, scores, together, workers, block)
     if not parts:
         none = np.zeros(0)
         return Answers(none.astype(int), none, none, none.astype(int), none.astype(int), None)
@@ -99,12 +96,12 @@ def _joined(arrays: list[Any]) -> Any:
 
 
 def _shared(
-    federation: Federation, k: int, group: Group, view: View, examples: Examples, rows: list[Array], ids: Array,
-    draw: Draw, number: int, scores: bool, together: int, workers: int, block: int,
+    here: Here, k: int, view: View, look: Look, rows: list[Array], ids: Array, past: Tensor, number: int, scores: bool,
+    together: int, workers: int, block: int,
 ) -> list[Answers]:  # fmt: skip
     """One model for all: one pass over everybody's examples, told apart by client afterwards."""
-    rnd = Round(number, torch.from_numpy(ids), len(federation.turns), federation.net)
-    down, _ = shown(federation.method, federation.server, rnd)
+    group, examples = here.groups[k], here.examples
+    down, _ = look(torch.from_numpy(ids))
     predict = view.predict(group.net, Task(down, (), None))  # type: ignore[arg-type]
     flat, owner = np.concatenate(rows), np.repeat(ids, [len(r) for r in rows])
     parts = []
@@ -117,11 +114,11 @@ def _shared(
 
 
 def _personal(
-    federation: Federation, k: int, group: Group, view: View, examples: Examples, rows: list[Array], ids: Array,
-    draw: Draw, number: int, scores: bool, together: int, workers: int, block: int,
+    here: Here, k: int, view: View, look: Look, rows: list[Array], ids: Array, past: Tensor, number: int, scores: bool,
+    together: int, workers: int, block: int,
 ) -> list[Answers]:  # fmt: skip
     """A model for each: clients with like numbers of examples are judged as one program."""
-    method, sizes = federation.method, np.array([len(r) for r in rows])
+    group, examples, sizes = here.groups[k], here.examples, np.array([len(r) for r in rows])
     order = np.argsort(-sizes, kind="stable")
     order = order[sizes[order] > 0]
     chunks = []
@@ -129,22 +126,21 @@ def _personal(
         most = max(1, min(together, -(-len(order) // workers), 4 * block // int(sizes[order[0]])))
         chunks.append(np.sort(order[:most]))
         order = order[most:]
-    phases = {name: phase for name, phase in method.phases.items() if name == "adapt"}
+    phases = {name: phase for name, phase in here.method.phases.items() if name == "adapt"}
 
     def one(down: Any, mine: Any, turn: Any, rows: Tensor) -> Tensor:
         return view.predict(group.net, Task(down, mine, Data(examples, turn)))(examples.look(rows))
 
     def judge(chunk: Array) -> Answers:
-        here = torch.from_numpy(ids[chunk])
+        judged = torch.from_numpy(ids[chunk])
         padded = np.full((len(chunk), int(sizes[chunk].max())), -1)
         for i, c in enumerate(chunk):
             padded[i, : sizes[c]] = rows[c]
         asked = torch.from_numpy(padded).to(examples.y.device)
-        turn = draw(here, phases, federation.turns[here])
-        mine = federation.kept[k].gather(torch.searchsorted(group.ids, here)).method
+        turn = here.draw(number, judged, phases, past[judged])
+        mine = here.kept[k].gather(torch.searchsorted(group.ids, judged)).method
         mine = tree_map(lambda x: x.to(examples.y.device), mine)
-        rnd = Round(number, here, len(federation.turns), federation.net)
-        down, stacked = shown(method, federation.server, rnd)
+        down, stacked = look(judged)
         with torch.no_grad():
             logits = vmap(one, in_dims=(0 if stacked else None, 0, 0, 0))(down, mine, turn, asked)
         live = asked >= 0

@@ -6,19 +6,20 @@ those that were in the round and those that were not, and for clients that never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from weft.core.method import View
-from weft.core.round import Draw, Federation
-from weft.core.task import Examples
+from weft.core.clients import Array, Exam, Look, Marks
+from weft.core.here import Here
+from weft.core.method import Round, shown
+from weft.core.round import Federation
 from weft.data.federated import FederatedData
 from weft.evaluation.answers import answer
 from weft.evaluation.metrics import over_clients, per_client
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Judged(NamedTuple):
@@ -32,54 +33,54 @@ class Judged(NamedTuple):
     metrics: dict[str, Array]  # of each client, [k]
 
 
-def judge(
-    federation: Federation,
-    views: Mapping[str, View],
-    examples: Examples,
-    data: FederatedData,
-    cohort: Array,
-    number: int,
-    draw: Draw,
-    *,
-    full: bool,
-    together: int,
-    workers: int = 1,
-) -> Iterator[Judged]:
-    """Judge all views after round `number`, in which `cohort` took part.
+@dataclass(frozen=True)
+class Examiner:
+    """Judges clients that are here on their own examples."""
 
-    Args:
-        federation: after the round.
-        views: name -> view.
-        examples: everybody's examples.
-        data: who has which.
-        cohort: int64, the clients of the round.
-        number: the round.
-        draw: draws clients' own training data, for views that adapt.
-        full: all metrics, not only accuracy and loss.
-        together: clients judged as one program.
-        workers: programs side by side.
-    """
-    everyone = np.arange(data.clients())
-    groups = grouped(data, cohort)
+    data: FederatedData
+    together: int = 64  # clients judged as one program
+    workers: int = 1  # programs side by side
+
+    def __call__(self, here: Here, exam: Exam) -> Marks:
+        """The marks of all clients that are here and have examples of the split."""
+        ids = np.sort(np.concatenate([group.ids.numpy() for group in here.groups]))
+        split = getattr(self.data, exam.split)
+        said = answer(
+            here,
+            here.method.views[exam.view],
+            exam.look,
+            [split.client(k) for k in ids],
+            ids,
+            exam.past,
+            exam.number,
+            scores=exam.full,
+            together=self.together,
+            workers=self.workers,
+        )
+        return Marks(*per_client(said, self.data.source.classes, full=exam.full))
+
+
+def judge(federation: Federation, data: FederatedData, cohort: Array, number: int, *, full: bool) -> Iterator[Judged]:
+    """Judge all views after round `number`, in which `cohort` (int64) took part; `full`: by all metrics."""
+    groups, look = grouped(data, cohort), looking(federation, number)
     for split in ("validation", "test"):
-        rows = list(getattr(data, split).each())
-        for name, view in views.items():
-            said = answer(
-                federation,
-                view,
-                examples,
-                rows,
-                everyone,
-                draw,
-                number,
-                scores=full,
-                together=together,
-                workers=workers,
-            )
+        for view in federation.method.views:
+            marks = federation.clients.judge(Exam(number, split, view, full, federation.turns, look))
             for group, ids in groups.items():
-                clients, counts, found = per_client(said.of(ids), data.source.classes, full=full)
-                if len(clients):
-                    yield Judged(split, name, group, over_clients(counts, found), clients, found)
+                there = np.isin(marks.ids, ids)
+                if there.any():
+                    found = {name: values[there] for name, values in marks.metrics.items()}
+                    figures = over_clients(marks.counts[there], found)
+                    yield Judged(split, view, group, figures, marks.ids[there], found)
+
+
+def looking(federation: Federation, number: int) -> Look:
+    """What views get as the download after round `number`."""
+
+    def look(ids: Tensor) -> tuple[object, bool]:
+        return shown(federation.method, federation.server, Round(number, ids, len(federation.turns), federation.net))
+
+    return look
 
 
 def grouped(data: FederatedData, cohort: Array) -> dict[str, Array]:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.parallel import side_by_side
-from weft.core.round import Mine, take_turn
 from weft.core.task import Data, Examples, Reply, Task, Turn
+from weft.core.turn import Mine, take_turn
 from weft.executors.allocator import keep_freed_memory
 from weft.local.scan import repeated, stacked_rows
 

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_map
 
 from weft.core.method import Method
 from weft.core.net import Net
-from weft.core.round import Mine, take_turn
 from weft.core.task import Data, Examples, Reply, Task, Turn
+from weft.core.turn import Mine, take_turn
 
 
 def loop(

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from weft.core.method import Method
 from weft.core.net import Net
-from weft.core.round import Execute, Mine
 from weft.core.task import Examples, Reply, Turn
+from weft.core.turn import Execute, Mine
 
 
 class Request(NamedTuple):

@@ -19,8 +19,8 @@ from weft.core.channel import Channel
 from weft.core.lift import Number, Unlike, numbers, rebuilt, taken_apart
 from weft.core.method import Method
 from weft.core.net import Net
-from weft.core.round import Execute, Mine
 from weft.core.task import Reply, Task, Turn
+from weft.core.turn import Execute, Mine
 from weft.executors.meeting import Answer, Request
 
 

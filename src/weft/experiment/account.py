@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,6 @@ from weft.executors import cores
 PARTS = ("data", "local", "aggregation", "evaluation", "checkpoint", "idle")
 """data: drawing batches. local: clients' turns. aggregation: downloads, checks, reductions and the server's step.
 checkpoint: metrics, summary and checkpoint. idle: what is left, such as trackers and progress lines."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Account:
@@ -41,15 +38,6 @@ class Account:
         finally:
             self._settle()
             self._open.pop()
-
-    def around(self, part: str, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, whose time counts for `part`."""
-
-        def timed(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.of(part):
-                return function(*args, **kwargs)
-
-        return timed
 
     def close(self) -> dict[str, float]:
         """Seconds by part since the last call."""

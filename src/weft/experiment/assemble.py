@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weft.core.clients import Group
 from weft.core.errors import SettingError
 from weft.core.method import Method, tune
 from weft.core.net import Net, Out
 from weft.core.registry import find
-from weft.core.round import Group
 from weft.core.task import Examples
 from weft.core.tree import Tree
 from weft.data.federated import FederatedData

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from weft.core.errors import SettingError
 from weft.core.round import Federation
+from weft.core.turn import Mine
 
 KEPT = 2
 
@@ -25,13 +26,13 @@ KEPT = 2
 def write(folder: Path, number: int, federation: Federation, extra: dict[str, Any]) -> None:
     """Write the state after round `number`; `extra` is plain data, such as totals so far."""
     tensors: dict[str, Tensor] = {}
-    kept = []
-    for store in federation.kept:
-        members = store.seen()
-        kept.append({"members": members, "states": store.gather(members)} if len(members) else None)
-    shape = _describe(
-        {"server": federation.server, "then": dict(federation.then), "kept": kept, "turns": federation.turns}, tensors
-    )
+    state = {
+        "server": federation.server,
+        "then": dict(federation.then),
+        "kept": federation.clients.saved(),
+        "turns": federation.turns,
+    }
+    shape = _describe(state, tensors)
     data = save(tensors)
     note = {"round": number, "state": shape, "extra": extra, "sha256": hashlib.sha256(data).hexdigest()}
     home = folder / "checkpoint"
@@ -73,13 +74,11 @@ def restore(place: Path, federation: Federation) -> tuple[int, Federation, dict[
         raise SettingError(
             f"the checkpoint {place} is damaged ({error}): delete that folder to go on from the one before"
         ) from None
-    like = {"server": federation.server, "then": {}, "kept": [None] * len(federation.kept), "turns": federation.turns}
-    likes = [s.gather(torch.zeros(0, dtype=torch.int64)) for s in federation.kept]
-    like["kept"] = [{"members": torch.zeros(0), "states": x} for x in likes]
+    firsts = [Mine(federation.method.client(g.net, g.net.init(0)), {}) for g in federation.groups]
+    likes = [{"members": federation.turns, "states": first} for first in firsts]
+    like = {"server": federation.server, "then": {}, "kept": likes, "turns": federation.turns}
     state = _rebuild(shape, tensors, like)
-    for store, found in zip(federation.kept, state["kept"], strict=True):
-        if found is not None:
-            store.scatter(found["members"], found["states"])
+    federation.clients.restore(state["kept"])
     end = replace(federation, server=state["server"], then=state["then"], turns=state["turns"])
     return number, end, extra
 

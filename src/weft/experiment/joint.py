@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from weft.core.lift import Unlike
 from weft.core.method import Method, Phase
-from weft.core.round import Execute, play
+from weft.core.round import play
 from weft.core.task import Turn
+from weft.core.turn import Execute
 from weft.data.federated import FederatedData
 from weft.executors import Batched
 from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
+from weft.experiment.drawing import Once
 from weft.experiment.result import Result
-from weft.experiment.run import RoundReport, Run, Tell
+from weft.experiment.run import RoundReport, Run, Tell, cohort, typical
 from weft.experiment.settings import RunSettings
 
 Policy = Literal["auto", "always", "never"]
@@ -99,7 +101,7 @@ def unlike(a: Run, b: Run) -> str:
     if other:
         return f"{other} differs"
     try:
-        as_one([a.parts, b.parts])
+        as_one([a.federation.method, b.federation.method])
     except Unlike as error:
         what = f"{error} differs" if str(error) else "clients run other code"
         return f"{a.method.name} and {b.method.name}: {what}" if a.method.name != b.method.name else what
@@ -111,10 +113,10 @@ def tried(runs: Sequence[Run]) -> str:
 
     One step of one client of each run, in every phase, is made together; the runs are not fit to go afterwards.
     """
-    numbers = {n.name for turn in as_one([run.parts for run in runs]) for n in turn.numbers}
+    numbers = {n.name for turn in as_one([run.federation.method for run in runs]) for n in turn.numbers}
     if not numbers:
         return ""
-    together = Together([run.parts for run in runs], Batched(workers=1))
+    together = Together([run.federation.method for run in runs], Batched(workers=1))
     try:
         errors = [end.error for end in meet([partial(_one_step, run) for run in runs], together) if end.error]
     except Exception as error:
@@ -123,28 +125,30 @@ def tried(runs: Sequence[Run]) -> str:
 
 
 def _one_step(run: Run, execute: Execute, clock: Clock) -> None:
-    def draw(ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
+    def draw(number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
         opened = {name: replace(p, epochs=None, steps=1, first=0, last=None) for name, p in phases.items()}
-        return run._draw(1, ids, opened, past)
+        return run.here.draw(number, ids, opened, past)
 
-    ids = torch.tensor(sorted({run._typical(group) for group in run.federation.groups}))
-    play(run.federation, 1, ids, run.examples, draw, execute, skip_not_finite=True)
+    method, clients = run.federation.method, replace(run.here, draw=draw, execute=execute)
+    ids = torch.tensor(sorted({typical(method, run.data, run.settings, group) for group in clients.groups}))
+    play(replace(run.federation, clients=clients), 1, ids, skip_not_finite=True)
 
 
 def at_once(run: Run) -> int:
     """How many runs like this one may go together: their clients' models must fit into memory."""
-    return max(1, min(_MOST, _ROUND // (len(run._cohort(1)) * _bytes(run))))
+    clients = len(cohort(run.federation.method, run.data, run.settings, 1))
+    return max(1, min(_MOST, _ROUND // (clients * _bytes(run))))
 
 
 def go(runs: Sequence[Run], tell: Tell | None = None) -> list[Ended]:
     """Let runs of one set go together; an error ends its own run only."""
     first = runs[0]
-    batch = first.examples.x[:1].numel() * first.settings.batch_size * first.examples.dtype.itemsize
+    examples, alone = first.here.examples, first.here.execute
+    batch = examples.x[:1].numel() * first.settings.batch_size * examples.dtype.itemsize
     chunk = max(first.plan.chunk, _PROGRAM // (_bytes(first) + batch))
-    drawn: dict[Any, Turn] = {}
-    for run in runs:
-        run.drawn = drawn
-    together = Together([run.parts for run in runs], Batched(chunk, first.plan.workers, first.settings.rounds))
+    drawn = Once()
+    methods = [run.federation.method for run in runs]
+    together = Together(methods, Batched(chunk, first.plan.workers, first.settings.rounds))
     latest = 0
 
     def told(report: RoundReport) -> None:
@@ -155,10 +159,11 @@ def go(runs: Sequence[Run], tell: Tell | None = None) -> list[Ended]:
             tell(replace(report, clients=report.clients * len(runs), seconds=report.seconds * len(runs)))
 
     def one(run: Run, execute: Execute, clock: Clock) -> Result:
-        run.execute, run.clock = execute, clock
+        run.clock, run.here = clock, replace(run.here, draw=drawn.by(run.here.draw, run.settings), execute=execute)
+        run.federation = replace(run.federation, clients=run.here)
         return run.go(told)
 
-    return meet([partial(one, run) for run in runs], or_alone(together, first.execute))
+    return meet([partial(one, run) for run in runs], or_alone(together, alone))
 
 
 def _bytes(run: Run) -> int:

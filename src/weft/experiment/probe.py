@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from weft.core.method import Method, Phase, Round
-from weft.core.round import Federation, Mine, take_turn
-from weft.core.task import Data, Examples, Task, Turn
+from weft.core.here import Here
+from weft.core.method import Method, Round
+from weft.core.round import Federation
+from weft.core.task import Data, Examples, Task
 from weft.core.tree import Tree
+from weft.core.turn import Mine, take_turn
 from weft.wire import weigh
 
 
@@ -24,15 +24,12 @@ class Probe(NamedTuple):
     flops_per_step: float
 
 
-def probe(
-    federation: Federation, examples: Examples, draw: Callable[[Tensor, Mapping[str, Phase], Tensor], Turn], client: int
-) -> Probe:
+def probe(federation: Federation, here: Here, client: int) -> Probe:
     """Run one client's first turn alone, and throw its answer away."""
-    ids = torch.tensor([client])
-    k = next(i for i, g in enumerate(federation.groups) if bool(torch.isin(ids, g.ids)))
-    group = federation.groups[k]
+    ids, examples = torch.tensor([client]), here.examples
+    net = next(group.net for group in here.groups if client in group.ids)
     rnd = Round(1, ids, len(federation.turns), federation.net)
-    mine = tree_map(lambda x: x[0], federation.kept[k].gather(torch.searchsorted(group.ids, ids)))
+    mine = tree_map(lambda x: x[0], here.states(ids))
     wire: list[dict[str, Any]] = []
     flops, steps = 0, 0
     turn: Method | None = federation.method
@@ -40,16 +37,15 @@ def probe(
         down = turn.send(federation.server, rnd)
         if turn.private_send:
             down = tree_map(lambda x: x[0], down)
-        drawn = tree_map(lambda x: x[0], draw(ids, turn.phases, federation.turns[ids]))
+        drawn = tree_map(lambda x: x[0], here.draw(1, ids, turn.phases, federation.turns[ids]))
         drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
         with FlopCounterMode(display=False) as counter:
-            reply = take_turn(turn, group.net, Task(down, _on(mine, examples), Data(examples, drawn)))
+            reply = take_turn(turn, net, Task(down, _on(mine, examples), Data(examples, drawn)))
         flops += counter.get_total_flops()
         steps += sum(int((s >= 0).any(1).sum()) for s in drawn.steps.values())
         wire += [_row("down", name, tree, weigh(tree)) for name, tree in down._asdict().items()]
         wire += [
-            _row("up", name, tree, _up(turn, group.net.buffers, name, tree))
-            for name, tree in reply.up._asdict().items()
+            _row("up", name, tree, _up(turn, net.buffers, name, tree)) for name, tree in reply.up._asdict().items()
         ]
         turn = turn.next
     return Probe(wire, flops / steps if steps else 0.0)

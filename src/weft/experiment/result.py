@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from weft.core.errors import SettingError
+from weft.core.here import Here
 from weft.core.method import Round, shown
 from weft.core.round import Federation
-from weft.core.task import Data, Examples, Task
+from weft.core.task import Data, Task
 from weft.experiment import checkpoint
 from weft.experiment.folder import RunFolder
 from weft.experiment.summary import dumps
@@ -34,8 +35,7 @@ class Result:
     summary: dict[str, Any]  # as summary.json
     history: pa.Table  # long format: round, split, view, group, client, metric, value
     federation: Federation
-    examples: Examples
-    draw: Callable[..., Any]
+    here: Here  # the clients, in this process
     said: dict[str, Any]  # settings and manifest, as they are written
     totals: dict[str, float]
 
@@ -77,19 +77,19 @@ class Result:
         if client is not None and not 0 <= client < population:
             raise SettingError(f"client = {client} is not in this run: use 0 to {population - 1}")
         ids = torch.tensor([client or 0])
-        k = next(i for i, g in enumerate(self.federation.groups) if bool(torch.isin(ids, g.ids)))
-        group = self.federation.groups[k]
+        net = next(group.net for group in self.federation.groups if bool(torch.isin(ids, group.ids)))
         number = int(self.summary["rounds"])
         down, stacked = shown(method, self.federation.server, Round(number, ids, population, self.federation.net))
         if stacked:
             down = tree_map(lambda x: x[0], down)
-        mine = tree_map(lambda x: x[0], self.federation.kept[k].gather(torch.searchsorted(group.ids, ids)).method)
+        mine = self.federation.clients.state(int(ids))
         phases = {n: p for n, p in method.phases.items() if n == "adapt"}
-        turn = tree_map(lambda x: x[0], self.draw(number, ids, phases, self.federation.turns[ids]))
-        predict = chosen.predict(group.net, Task(down, mine, Data(self.examples, turn)))
+        turn = tree_map(lambda x: x[0], self.here.draw(number, ids, phases, self.federation.turns[ids]))
+        predict = chosen.predict(net, Task(down, mine, Data(self.here.examples, turn)))
 
         def answer(x: Array) -> Array:
-            raw = dataclasses.replace(self.examples, x=torch.from_numpy(np.asarray(x)).to(self.examples.x.device))
+            there = self.here.examples
+            raw = dataclasses.replace(there, x=torch.from_numpy(np.asarray(x)).to(there.x.device))
             with torch.no_grad():
                 found: Tensor = predict(raw.look(torch.arange(len(x)))).softmax(-1)
             return found.cpu().numpy()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,21 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from weft.core.clients import Group
 from weft.core.errors import SettingError
-from weft.core.method import Method, Phase
+from weft.core.here import Here
+from weft.core.method import Method
 from weft.core.registry import find
-from weft.core.round import Execute, Federation, Group, begin, play
+from weft.core.round import Federation, begin, play
 from weft.core.stream import stream
 from weft.core.task import Examples, Turn
-from weft.data.federated import FederatedData
-from weft.evaluation.protocol import judge
+from weft.core.turn import Execute
+from weft.data.federated import FederatedData, Indices
+from weft.evaluation.protocol import Examiner, judge
 from weft.executors import Batched, Plan, loop, plan
 from weft.experiment import assemble, checkpoint
 from weft.experiment.account import PARTS, Account, Work, lines, measured
+from weft.experiment.drawing import Drawing
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
 from weft.experiment.plugins import load_methods
 from weft.experiment.probe import Probe, probe
@@ -37,7 +39,6 @@ from weft.experiment.sources import federated
 from weft.experiment.summary import dumps, summarise
 from weft.experiment.trackers import Tracking
 from weft.experiment.trackers import refuse as refuse_trackers
-from weft.local.batches import draw_turns
 from weft.wire import weigh
 
 
@@ -100,26 +101,22 @@ class Run:
     """A run that is ready to go."""
 
     method: Method
-    parts: Method
     data: FederatedData
     settings: RunSettings
     federation: Federation
-    examples: Examples
-    execute: Execute
+    here: Here  # the clients, in this process
     device: torch.device
+    probe: Probe
+    plan: Plan
     model: Any = None  # a network that is not one by name
     folder: RunFolder | None = None
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
     done: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     over_clients: list[pa.Table] = field(default_factory=list)
-    drawn_steps: int = 0
     rows: list[int] = field(default_factory=lambda: [0, 0])  # examples drawn, and examples computed; if profiled
     profiled: bool = False
-    probe: Probe = field(default_factory=lambda: Probe([], 0.0))
-    plan: Plan = field(default_factory=lambda: Plan(1, 1, ""))
     clock: Callable[[], float] = time.perf_counter
-    drawn: dict[Any, Turn] | None = None  # turns of the latest round, shared with runs that draw the same
 
     @staticmethod
     def prepare(
@@ -141,19 +138,33 @@ class Run:
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
         parts = assemble.assembled(method, settings)
-        nets = [g.net for g in like.federation.groups] if like else None
+        nets = [g.net for g in like.here.groups] if like else None
         if nets is None:
             nets = assemble.networks(model or settings.model, data, settings.precision, where)
         groups = assemble.groups(method, nets, data.clients())
         groups = groups if like else assemble.placed(groups, where)
         if out is None and (resume or trackers):
             raise SettingError("resume and trackers need a run folder: give `out`")
-        federation = begin(parts, groups, data.clients(), settings.init_seed)
-        examples = like.examples if like else assemble.examples(data, where, dtype)
-        made = Run(method, parts, data, settings, federation, examples, loop, where, model, profiled=profiled)
+        examples = like.here.examples if like else assemble.examples(data, where, dtype)
+        pool = np.concatenate([data.train.client(k) for k in able(data)]) if "pooled data" in parts.needs else None
+        draw = Drawing(data.train, settings, dtype, where, pool)
+        here = Here.begin(parts, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
+        federation = begin(parts, here, data.clients(), settings.init_seed)
         for group in reversed(groups):  # every architecture; the figures are those of a client of the first one
-            made.probe = probe(federation, examples, partial(made._draw, 1), made._typical(group))
-        made._plan()
+            found = probe(federation, here, typical(parts, data, settings, group))
+        chosen = plan(
+            where,
+            flops_per_step=found.flops_per_step,
+            bytes_per_client=sum(row["bytes"] for row in found.wire) + sum(k.row_bytes for k in here.kept),
+            chunk=settings.chunk,
+            workers=settings.workers,
+        )
+        if settings.executor == "batched":
+            here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
+        here.examine = Examiner(data, chosen.chunk, chosen.workers)
+        made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
+        if profiled:
+            here.execute = made._counted(here.execute)
         if out is not None:
             said = described(method, data, settings, model)
             made.folder = RunFolder.start(Path(out), said, resume=resume)
@@ -162,20 +173,6 @@ class Run:
         if resume:
             made._resume()
         return made
-
-    def _plan(self) -> None:
-        """Choose how cohorts are run."""
-        settings = self.settings
-        self.plan = plan(
-            self.device,
-            flops_per_step=self.probe.flops_per_step,
-            bytes_per_client=sum(row["bytes"] for row in self.probe.wire)
-            + sum(k.row_bytes for k in self.federation.kept),
-            chunk=settings.chunk,
-            workers=settings.workers,
-        )
-        if settings.executor == "batched":
-            self.execute = Batched(self.plan.chunk, self.plan.workers, settings.rounds)
 
     def _resume(self) -> None:
         assert self.folder
@@ -194,28 +191,24 @@ class Run:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiled, self.clock)
         for number in range(self.done + 1, self.settings.rounds + 1):
-            ids = self._cohort(number)
-            self.drawn_steps = 0
+            ids = cohort(self.federation.method, self.data, self.settings, number)
             with account.of("aggregation"):
                 played = play(
                     self.federation,
                     number,
                     ids,
-                    self.examples,
-                    account.around("data", partial(self._draw_to_train, number)),
-                    account.around("local", self.execute),
                     skip_not_finite=self.settings.on_nan == "skip",
-                    weigh=weigh,
                     seed=self.settings.seed,
-                    everybody=torch.from_numpy(self._able()),
+                    everybody=torch.from_numpy(able(self.data)),
+                    timed=account.of,
                 )
             self.federation = played.federation
             rows = Rows()
             costs = {
                 "bytes_up": float(played.traffic.up),
                 "bytes_down": float(played.traffic.down),
-                "steps": float(self.drawn_steps),
-                "flops": self.drawn_steps * self.probe.flops_per_step,
+                "steps": float(played.steps),
+                "flops": played.steps * self.probe.flops_per_step,
             }
             with account.of("evaluation"):
                 if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
@@ -235,90 +228,23 @@ class Run:
                 tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
         return self._finish()
 
-    def _able(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The clients that train, ascending."""
-        return np.setdiff1d(np.arange(self.data.clients()), self.data.unseen)
+    def _counted(self, execute: Execute) -> Execute:
+        """The executor, with the examples that it computes counted."""
 
-    def _cohort(self, number: int) -> Tensor:
-        """The clients of a round, uniformly without replacement, ascending."""
-        if "pooled data" in self.parts.needs:
-            return torch.zeros(1, dtype=torch.int64)
-        able = self._able()
-        share = self.settings.cohort
-        size = max(1, round(share * len(able))) if share <= 1 else int(share)
-        chosen = stream(self.settings.seed, "cohort", number).choice(able, size, replace=False)
-        return torch.from_numpy(np.sort(chosen))
-
-    def _typical(self, group: Group) -> int:
-        """A client of a group: the first of round 1, if there is one, that trains, else any."""
-        for ids in (self._cohort(1), torch.from_numpy(np.setdiff1d(group.ids, self.data.unseen))):
-            here = ids[torch.isin(ids, group.ids)]
-            if len(here):
-                return int(here[0])
-        return int(self._cohort(1)[0])
-
-    def _draw(self, number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
-        """The turns of these clients, drawn once for all runs that share `drawn` and have the same settings."""
-        if self.drawn is None:
-            return self._fresh(number, ids, phases, past)
-        what = (number, tuple(ids.tolist()), tuple(phases.items()), tuple(past.tolist()), self.settings)
-        if what not in self.drawn:
-            for old in [key for key in self.drawn if key[0] != number]:
-                del self.drawn[old]
-            self.drawn[what] = self._fresh(number, ids, phases, past)
-        return self.drawn[what]
-
-    def _fresh(self, number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
-        names = ids.tolist()
-        rows = [self.data.train.client(k) for k in names]
-        if "pooled data" in self.parts.needs:
-            rows = [np.concatenate([self.data.train.client(k) for k in self._able()])] * len(names)
-        epochs: int | list[int] = self.settings.epochs
-        if self.settings.stragglers:
-            late = stream(self.settings.seed, "stragglers", number)
-            slow = late.random(self.data.clients()) < self.settings.stragglers
-            fewer = late.integers(1, self.settings.epochs + 1, self.data.clients())
-            epochs = [int(fewer[k]) if slow[k] else self.settings.epochs for k in names]
-        return draw_turns(
-            rows,
-            names,
-            phases,
-            past.tolist(),
-            seed=self.settings.seed,
-            number=number,
-            epochs=epochs,
-            batch_size=self.settings.batch_size,
-            rate=rate(self.settings, number),
-            dtype=self.examples.dtype,
-            device=self.device,
-        )
-
-    def _draw_to_train(self, number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) -> Turn:
-        """The same, counted as training."""
-        turn = self._draw(number, ids, phases, past)
-        self.drawn_steps += sum(int((s >= 0).any(2).sum()) for s in turn.steps.values())
-        if self.profiled:
+        def counted(method: Method, net: Any, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
             drawn = sum(int((s >= 0).sum()) for s in turn.steps.values())
             self.rows[0] += drawn
-            self.rows[1] += self.execute.computed(turn) if isinstance(self.execute, Batched) else drawn
-        return turn
+            self.rows[1] += execute.computed(turn) if isinstance(execute, Batched) else drawn
+            return execute(method, net, down, mine, examples, turn, public)
+
+        return counted
 
     def _evaluate(self, number: int, cohort: Tensor, rows: Rows) -> dict[str, float]:
         """Judge the round, add what was found to `rows`, and return the headline figures."""
-        seen = np.arange(self.data.clients()) if "pooled data" in self.parts.needs else cohort.numpy()
+        pooled = "pooled data" in self.federation.method.needs
+        seen = np.arange(self.data.clients()) if pooled else cohort.numpy()
         headline = {}
-        for found in judge(
-            self.federation,
-            self.parts.views,
-            self.examples,
-            self.data,
-            seen,
-            number,
-            partial(self._draw, number),
-            full=number == self.settings.rounds,
-            together=self.plan.chunk,
-            workers=self.plan.workers,
-        ):
+        for found in judge(self.federation, self.data, seen, number, full=number == self.settings.rounds):
             where = (number, found.split, found.view, found.group)
             rows.add(*where, found.figures)
             if found.group in ("all", "new"):
@@ -333,10 +259,10 @@ class Run:
         seconds = {part: self.totals.get(f"{part}_seconds", 0.0) for part in PARTS}
         steps, (rows, rows_run) = self.totals.get("steps", 0.0), self.rows
         model = sum(x.numel() * x.element_size() for x in self.federation.net.init(0).values())
-        example = self.examples.look(torch.zeros(1, dtype=torch.int64, device=self.device))
+        example = self.here.examples.look(torch.zeros(1, dtype=torch.int64, device=self.device))
         least = 3 * model * steps + example.numel() * example.element_size() * rows  # weights twice read, once written
         work = Work(steps, self.totals.get("flops", 0.0), least, rows, rows_run)
-        best = measured(self.device, self.examples.dtype)
+        best = measured(self.device, self.here.examples.dtype)
         if self.folder:
             told = {"plan": str(self.plan), "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
             self.folder.write("profile.json", dumps(told))
@@ -378,7 +304,7 @@ class Run:
             "settings": described(self.method, self.data, self.settings, self.model),
             "manifest": self.data.manifest,
         }
-        return Result(self.method.name, summary, history, self.federation, self.examples, self._draw, said, self.totals)
+        return Result(self.method.name, summary, history, self.federation, self.here, said, self.totals)
 
 
 def reopen(path: Path | str) -> Result:
@@ -394,17 +320,29 @@ def reopen(path: Path | str) -> Result:
     return Run.prepare(found.method, federated(found.data), found.run, out=path, resume=True)._finish()
 
 
-def rate(settings: RunSettings, number: int) -> float:
-    """The schedule's factor on the local learning rate in round `number` (1, 2, ...)."""
-    done = (number - 1) / settings.rounds
-    match settings.lr_schedule:
-        case "exponential":
-            return settings.lr_decay ** (number - 1)
-        case "step":
-            return settings.lr_decay ** ((done >= 0.5) + (done >= 0.75))
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-    return 1.0
+def able(data: FederatedData) -> Indices:
+    """The clients that train, ascending."""
+    return np.setdiff1d(np.arange(data.clients()), data.unseen)
+
+
+def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
+    """The clients of a round, uniformly without replacement, ascending."""
+    if "pooled data" in method.needs:
+        return torch.zeros(1, dtype=torch.int64)
+    there, share = able(data), settings.cohort
+    size = max(1, round(share * len(there))) if share <= 1 else int(share)
+    chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
+    return torch.from_numpy(np.sort(chosen))
+
+
+def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
+    """A client of a group: the first of round 1, if there is one, that trains, else any."""
+    first = cohort(method, data, settings, 1)
+    for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
+        there = ids[torch.isin(ids, group.ids)]
+        if len(there):
+            return int(there[0])
+    return int(first[0])
 
 
 def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:
