@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal, getcontext
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, setcontext
 from functools import cache
 
 import numpy as np
@@ -86,7 +86,7 @@ def replaced(z: float, clients: int, cohort: int, rounds: int, delta: float) -> 
 
 
 def _log_moment(z: float, chance: Decimal, order: int) -> float:
-    getcontext().prec = 400
+    setcontext(Context(prec=1000, Emax=MAX_EMAX, Emin=MIN_EMIN))
     two = _moment(z, 2)
     total = 1 + chance**2 * math.comb(order, 2) * min(4 * (two - 1), 2 * two)
     for j in range(3, order + 1):
@@ -98,12 +98,10 @@ def _log_moment(z: float, chance: Decimal, order: int) -> float:
 @cache
 def _moment(z: float, order: int) -> Decimal:
     """E_Q (P/Q)^order = exp((order - 1) * order / (2 z^2)) of two Gaussians at distance 1."""
-    getcontext().prec = 400
     return (Decimal(order * (order - 1)) / (2 * Decimal(z) ** 2)).exp()
 
 
 @cache
 def _difference(z: float, order: int) -> Decimal:
     """E_Q (P/Q - 1)^order, of which `order` is even."""
-    getcontext().prec = 400
     return sum(((-1) ** (order - i) * math.comb(order, i) * _moment(z, i) for i in range(order + 1)), Decimal(0))
