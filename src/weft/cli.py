@@ -65,6 +65,8 @@ def _parser() -> _Parser:
                 group.add_argument(
                     "--" + field.name.replace("_", "-"),
                     default=argparse.SUPPRESS,
+                    nargs="?" if hint is bool else None,
+                    const="true",
                     metavar="X",
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",
                 )

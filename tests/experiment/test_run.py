@@ -21,7 +21,8 @@ from weft.core.task import Data
 from weft.data.federated import FederatedData
 from weft.data.source import Source
 from weft.executors import loop
-from weft.experiment.run import Run, cohort
+from weft.experiment.cohort import cohort
+from weft.experiment.run import Run
 from weft.experiment.settings import RunSettings
 
 OWNER = np.arange(180) % 6

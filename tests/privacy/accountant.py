@@ -76,23 +76,24 @@ def _trimmed(pmf: Array, low: int) -> tuple[Array, int]:
 
 def replaced(z: float, clients: int, cohort: int, rounds: int, delta: float) -> float:
     """Of rounds without replacement: Theorem 27 of Wang et al. 2019 in exact decimals; z is that of a replacement."""
+    setcontext(Context(prec=500, Emax=MAX_EMAX, Emin=MIN_EMIN))
     chance = Decimal(cohort) / Decimal(clients)
+    powers = [chance**j for j in range(201)]
     best = math.inf
-    for order in [*range(2, 41), *range(44, 257, 4)]:
-        spent = rounds * _log_moment(z, chance, order) / (order - 1)
+    for order in [*range(2, 33), *range(36, 201, 4)]:
+        total = 1 + sum(powers[j] * math.comb(order, j) * _term(z, j) for j in range(2, order + 1))
+        spent = rounds * float(total.ln()) / (order - 1)
         # Canonne, Kamath, Steinke 2020, Proposition 12
         best = min(best, spent + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
     return max(0.0, min(best, gaussian(z, rounds, delta)))
 
 
-def _log_moment(z: float, chance: Decimal, order: int) -> float:
-    setcontext(Context(prec=1000, Emax=MAX_EMAX, Emin=MIN_EMIN))
-    two = _moment(z, 2)
-    total = 1 + chance**2 * math.comb(order, 2) * min(4 * (two - 1), 2 * two)
-    for j in range(3, order + 1):
-        ternary = 4 * (_difference(z, 2 * (j // 2)) * _difference(z, 2 * ((j + 1) // 2))).sqrt()
-        total += chance**j * math.comb(order, j) * min(ternary, 2 * _moment(z, j))
-    return float(total.ln())
+@cache
+def _term(z: float, j: int) -> Decimal:
+    if j == 2:
+        return min(4 * (_moment(z, 2) - 1), 2 * _moment(z, 2))
+    ternary = 4 * (_difference(z, 2 * (j // 2)) * _difference(z, 2 * ((j + 1) // 2))).sqrt()
+    return min(ternary, 2 * _moment(z, j))
 
 
 @cache

@@ -19,9 +19,10 @@ from weft.data.federated import FederatedData
 from weft.executors import Batched
 from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
+from weft.experiment.cohort import cohort, typical
 from weft.experiment.drawing import Once
 from weft.experiment.result import Result
-from weft.experiment.run import RoundReport, Run, Tell, cohort, typical
+from weft.experiment.run import RoundReport, Run, Tell
 from weft.experiment.settings import RunSettings
 
 Policy = Literal["auto", "always", "never"]
@@ -70,6 +71,8 @@ def _judged(found: Set, firsts: Mapping[str, Run], seeds: int, policy: Policy) -
         return [found]
     if runs[0].settings.executor == "loop":
         return [Set(found.labels, "executor = loop takes one client after the other")]
+    if any(run.settings.secure_aggregation for run in runs):
+        return [Set([label], "secure aggregation is for each run alone") for label in found.labels]
     if policy == "auto" and runs[0].probe.flops_per_step > SMALL:
         return [Set(found.labels, f"a step of {runs[0].settings.model} is work enough")]
     fixed = tried(runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,24 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weft.core.clients import Group
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.core.round import Federation, begin, play
-from weft.core.stream import stream
 from weft.core.task import Examples, Turn
 from weft.core.turn import Execute
-from weft.data.federated import FederatedData, Indices
+from weft.data.federated import FederatedData
 from weft.evaluation.protocol import Examiner, judge
 from weft.executors import Batched, Plan, loop, plan
 from weft.experiment import assemble, checkpoint
 from weft.experiment.account import PARTS, Account, Work, lines, measured
+from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.drawing import Drawing
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
 from weft.experiment.plugins import load_methods
 from weft.experiment.probe import Probe, probe
+from weft.experiment.protection import Protection, as_sent, protection, secured
 from weft.experiment.result import Result
 from weft.experiment.settings import RunSettings, Settings, from_mapping, plain
 from weft.experiment.sources import federated
@@ -109,6 +109,7 @@ class Run:
     probe: Probe
     plan: Plan
     model: Any = None  # a network that is not one by name
+    protection: Protection | None = None
     folder: RunFolder | None = None
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
     done: int = 0
@@ -137,7 +138,9 @@ class Run:
         _refuse(method, data, settings)
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
-        parts = assemble.assembled(method, settings)
+        guard = protection(method, data, settings)
+        parts = assemble.assembled(method, settings, guard.privacy if guard else None)
+        alone = as_sent(parts, data, settings)
         nets = [g.net for g in like.here.groups] if like else None
         if nets is None:
             nets = assemble.networks(model or settings.model, data, settings.precision, where)
@@ -148,8 +151,8 @@ class Run:
         examples = like.here.examples if like else assemble.examples(data, where, dtype)
         pool = np.concatenate([data.train.client(k) for k in able(data)]) if "pooled data" in parts.needs else None
         draw = Drawing(data.train, settings, dtype, where, pool)
-        here = Here.begin(parts, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
-        federation = begin(parts, here, data.clients(), settings.init_seed)
+        here = Here.begin(alone, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
+        federation = begin(parts, secured(here, parts, settings), data.clients(), settings.init_seed)
         for group in reversed(groups):  # every architecture; the figures are those of a client of the first one
             found = probe(federation, here, typical(parts, data, settings, group))
         chosen = plan(
@@ -162,7 +165,7 @@ class Run:
         if settings.executor == "batched":
             here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
         here.examine = Examiner(data, chosen.chunk, chosen.workers)
-        made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
+        made = Run(method, data, settings, federation, here, where, found, chosen, model, guard, profiled=profiled)
         if profiled:
             here.execute = made._counted(here.execute)
         if out is not None:
@@ -180,17 +183,35 @@ class Run:
         if place is None:
             self.folder.forget_metrics_after(0)
             return
-        self.done, self.federation, self.totals = checkpoint.restore(place, self.federation)
+        self.done, self.federation, kept = checkpoint.restore(place, self.federation)
+        self.totals = {k: v for k, v in kept.items() if k != "privacy"}
+        ledger = kept.get("privacy", self._ledger())
+        if ledger != self._ledger():
+            raise SettingError(
+                f"the ledger of {place} is of another noise or cohort ({ledger}): use the settings it had"
+            )
         self.folder.forget_metrics_after(self.done)
         old = self.folder.metrics()
         if len(old):
             self.over_clients.append(_over_clients_only(old))
 
+    @property
+    def last(self) -> int:
+        """The round after which the run ends, since all are played or the privacy budget is spent."""
+        return self.protection.last if self.protection else self.settings.rounds
+
+    def _ledger(self) -> dict[str, Any] | None:
+        """What the ledger must know to go on: what each round costs, and how many there were."""
+        if self.protection is None:
+            return None
+        spent = self.protection.spent(self.done, self.federation.turns)
+        return {**asdict(self.protection.ledger), "rounds": spent}
+
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiled, self.clock)
-        for number in range(self.done + 1, self.settings.rounds + 1):
+        for number in range(self.done + 1, self.last + 1):
             ids = cohort(self.federation.method, self.data, self.settings, number)
             with account.of("aggregation"):
                 played = play(
@@ -211,7 +232,7 @@ class Run:
                 "flops": played.steps * self.probe.flops_per_step,
             }
             with account.of("evaluation"):
-                if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
+                if number % self.settings.evaluate_every == 0 or number == self.last:
                     headline = self._evaluate(number, played.ids, rows)
             seconds = account.close()
             costs |= {f"{part}_seconds": spent for part, spent in seconds.items()}
@@ -225,7 +246,7 @@ class Run:
                 self._keep(number, rows.table())
             self.tracking.log(number, {**headline, **{f"run/{k}": v for k, v in costs.items()}})
             if tell:
-                tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
+                tell(RoundReport(number, self.last, len(ids), costs["total_seconds"], headline))
         return self._finish()
 
     def _counted(self, execute: Execute) -> Execute:
@@ -244,7 +265,7 @@ class Run:
         pooled = "pooled data" in self.federation.method.needs
         seen = np.arange(self.data.clients()) if pooled else cohort.numpy()
         headline = {}
-        for found in judge(self.federation, self.data, seen, number, full=number == self.settings.rounds):
+        for found in judge(self.federation, self.data, seen, number, full=number == self.last):
             where = (number, found.split, found.view, found.group)
             rows.add(*where, found.figures)
             if found.group in ("all", "new"):
@@ -273,8 +294,10 @@ class Run:
         if not self.folder:
             return
         self.folder.write_metrics(number, rows)
-        if number % self.settings.checkpoint_every == 0 or number == self.settings.rounds:
-            checkpoint.write(self.folder.path, number, self.federation, self.totals)
+        if number % self.settings.checkpoint_every == 0 or number == self.last:
+            ledger = self._ledger()
+            extra = {**self.totals, **({"privacy": ledger} if ledger else {})}
+            checkpoint.write(self.folder.path, number, self.federation, extra)
         self.folder.write("summary.json", dumps(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
@@ -289,6 +312,8 @@ class Run:
             self.totals,
             self.probe,
             self.device,
+            self.last,
+            self.protection.statement(self.done, self.federation.turns) if self.protection else None,
             f"{self.settings.executor}, {self.plan}" if self.settings.executor == "batched" else self.settings.executor,
         )
 
@@ -318,31 +343,6 @@ def reopen(path: Path | str) -> Result:
     load_methods()
     found = Settings.read(Path(path) / "settings.yaml")
     return Run.prepare(found.method, federated(found.data), found.run, out=path, resume=True)._finish()
-
-
-def able(data: FederatedData) -> Indices:
-    """The clients that train, ascending."""
-    return np.setdiff1d(np.arange(data.clients()), data.unseen)
-
-
-def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, uniformly without replacement, ascending."""
-    if "pooled data" in method.needs:
-        return torch.zeros(1, dtype=torch.int64)
-    there, share = able(data), settings.cohort
-    size = max(1, round(share * len(there))) if share <= 1 else int(share)
-    chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
-    return torch.from_numpy(np.sort(chosen))
-
-
-def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
-    """A client of a group: the first of round 1, if there is one, that trains, else any."""
-    first = cohort(method, data, settings, 1)
-    for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
-        there = ids[torch.isin(ids, group.ids)]
-        if len(there):
-            return int(there[0])
-    return int(first[0])
 
 
 def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:

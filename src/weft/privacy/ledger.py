@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from weft.core.errors import SettingError
 
 Drawing = Literal["poisson", "fixed", "local"]
 
-ORDERS = np.unique(np.concatenate([np.arange(2, 65), np.geomspace(65, 256, 12), np.geomspace(257, 20_000, 40)]).round())
+ORDERS = np.unique(np.concatenate([np.arange(2, 65), np.geomspace(65, 256, 12), np.geomspace(257, 4096, 12)]).round())
 """Orders of Renyi divergences among which the best is taken; the bound of the theorem is for whole numbers."""
 
 
@@ -43,12 +44,14 @@ class Ledger:
     drawing: Drawing
     noise_multiplier: float  # z: of everything that a round releases, together
     clients: int  # that can be drawn
-    cohort: int  # that are drawn for a round, or their expected number
+    cohort: float  # that are drawn for a round, or their expected number
     delta: float
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
-            raise SettingError(f"delta = {self.delta} is no probability: use a number well below 1 / clients, such as 1e-5")
+            raise SettingError(
+                f"delta = {self.delta} is no probability: use a number well below 1 / clients, such as 1e-5"
+            )
         if not 0 < self.cohort <= self.clients:
             raise SettingError(f"cohort = {self.cohort} cannot be drawn from {self.clients} clients: use fewer")
 
@@ -83,18 +86,26 @@ class Ledger:
             low, high = (middle, high) if self.epsilon(middle) <= epsilon else (low, middle)
         return low
 
-    def statement(self, rounds: int) -> dict[str, Any]:
-        """What may be said after so many rounds, as plain values."""
+    def described(self) -> dict[str, Any]:
+        """What any figure is about, as plain values."""
         hidden = "whether a client takes part" if self.drawing == "poisson" else "what a client holds"
         who = "the server" if self.drawing == "local" else "all who see the server's models"
-        spent = self.epsilon(rounds)
         return {
             **asdict(self),
-            "rounds": rounds,
-            "epsilon": spent if math.isfinite(spent) else None,
             "adjacency": "add or remove one client" if self.drawing == "poisson" else "replace one client",
             "protects": f"{hidden}, from {who}",
         }
+
+
+def in_words(said: Mapping[str, Any]) -> str:
+    """What a run says of its privacy, in a line: see `weft.experiment.protection`."""
+    drawn = {"poisson": "Poisson sampling", "fixed": "fixed cohorts", "local": "noise at the clients"}[said["drawing"]]
+    if said["epsilon"] is None:
+        return "no privacy, since noise_multiplier = 0"
+    text = f"epsilon = {said['epsilon']:.3g} at delta = {said['delta']:g} after {said['rounds']} rounds"
+    if said["stopped_by_budget"]:
+        text += f", and one more would pass the budget of {said['budget']:g}"
+    return f"{text} ({said['adjacency']}; {drawn}; figures on clients' data are not covered)"
 
 
 def usual_delta(clients: int) -> float:
@@ -129,10 +140,10 @@ def _by_loss(z: float, chance: float, rounds: int, delta: float) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _divergences(z: float, clients: int, cohort: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _divergences(z: float, clients: int, cohort: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Renyi divergences of one round on a sample without replacement."""
     made = _needed()
-    event = made.dp_event.SampledWithoutReplacementDpEvent(clients, cohort, made.dp_event.GaussianDpEvent(z))
+    event = made.dp_event.SampledWithoutReplacementDpEvent(clients, int(cohort), made.dp_event.GaussianDpEvent(z))
     with np.errstate(all="ignore"):
         found = made.rdp.RdpAccountant(ORDERS, made.NeighboringRelation.REPLACE_ONE).compose(event).rdp
     return np.nan_to_num(np.asarray(found, dtype=np.float64), nan=np.inf, posinf=np.inf)

@@ -5,10 +5,10 @@ Paper
     1710.06963 (clip, noise at the server); Andrew, Thakkar, McMahan, Ramaswamy: "Differentially Private Learning with
     Adaptive Clipping", NeurIPS 2021, arXiv 1905.03871.
 Algorithm
-    A client scales all that it sends in an exchange, D_i, by min(1, C / |D_i|), and counts like every other. Central: the
-    server adds N(0, (z_D C)^2) to each entry of the sum, and divides by m, the number of clients that were drawn. Local:
-    each client adds N(0, (z C)^2) itself. A round of E exchanges adds sqrt(E) times the noise to each, which together
-    cost what one exchange with z costs. Adaptive: b_i = 1 if |D_i| <= C travels on a channel of its own;
+    A client scales all that it sends in an exchange, D_i, by min(1, C / |D_i|), and counts like every other. Central:
+    the server adds N(0, (z_D C)^2) to each entry of the sum, and divides by m, the number of clients that were drawn.
+    Local: each client adds N(0, (z C)^2) itself. A round of E exchanges adds sqrt(E) times the noise to each, which
+    together cost what one exchange with z costs. Adaptive: b_i = 1 if |D_i| <= C travels on a channel of its own;
     b = (sum (b_i - 1/2) + N(0, s_b^2)) / m + 1/2; then C <- C exp(-eta (b - gamma)), s_b = m / 20 and
     z_D = (z^-2 - (2 s_b)^-2)^(-1/2), so that the pair costs z.
 Deviations
@@ -51,7 +51,7 @@ class Privacy:
     """
 
     where: Literal["central", "local"]
-    cohort: int  # m: clients that are drawn for a round, or their expected number
+    cohort: float  # m: clients that are drawn for a round, or their expected number
     clip_norm: float = 1.0  # C, or the first C
     noise_multiplier: float = 1.0  # z
     quantile: float = 0.0  # gamma: C goes to this quantile of the norms; 0: it stays
@@ -66,13 +66,17 @@ class Privacy:
         if self.noise_multiplier and math.isinf(self.clip_norm):
             raise SettingError("clip_norm = inf bounds nothing that noise could hide: use a number, such as 1")
         if not 0 <= self.quantile < 1:
-            raise SettingError(f"adaptive_clip = {self.quantile} is no quantile: use a number between 0 and 1, such as 0.5")
+            raise SettingError(
+                f"adaptive_clip = {self.quantile} is no quantile: use a number between 0 and 1, such as 0.5"
+            )
         if self.quantile and self.where == "local":
-            raise SettingError("adaptive_clip needs a server that may see a sum of bits: use dp = central, or leave it out")
+            raise SettingError(
+                "adaptive_clip needs a server that may see a sum of bits: use dp = central, or leave it out"
+            )
         if self.quantile and self.noise_multiplier >= 2 * self.bit_noise > 0:
             raise SettingError(
-                f"noise_multiplier = {self.noise_multiplier:g} is spent by the noise on the bits of {self.cohort} clients: "
-                f"use below {2 * self.bit_noise:g}, a larger cohort, or no adaptive_clip"
+                f"noise_multiplier = {self.noise_multiplier:g} is spent by the noise on the bits of {self.cohort:g} "
+                f"clients: use below {2 * self.bit_noise:g}, a larger cohort, or no adaptive_clip"
             )
 
     @property
@@ -119,27 +123,31 @@ def _refuse(method: Method, turns: list[Method], privacy: Privacy) -> None:
         raise SettingError(f"dp = {privacy.where} protects what clients send, and {name} {why}: leave dp out")
     if method.opening is not None:
         raise SettingError(
-            f"{name} begins with an exchange with every client, which no ledger covers yet: use another method, or no dp"
+            f"{name} begins with an exchange with every client, which no ledger covers: use another method, or no dp"
         )
     for turn in turns:
         for channel, parts in turn.up.items():
             if not isinstance(parts.reduce, Sum):
                 raise SettingError(
-                    f"dp = {privacy.where} needs sums, and the server of {name} sees every upload on channel {channel!r}: "
-                    "use a method whose server adds up, such as fedavg, and no --aggregate but mean or plain"
+                    f"dp = {privacy.where} needs sums, and the server of {name} sees every upload on channel "
+                    f"{channel!r}: use a method whose server adds up, such as fedavg, or another --aggregate"
                 )
             if parts.encode is not None:
                 raise SettingError(
-                    f"dp = {privacy.where} bounds what is sent, and the codec on channel {channel!r} of {name} changes it "
-                    "afterwards: leave out --compress, or use another method"
+                    f"dp = {privacy.where} bounds what is sent, and the codec on channel {channel!r} of {name} "
+                    "changes it afterwards: leave out --compress, or use another method"
                 )
     if privacy.quantile and len(turns) > 1:
-        raise SettingError(f"adaptive_clip has one norm, and {name} has {len(turns)} exchanges in a round: leave it out")
+        raise SettingError(
+            f"adaptive_clip has one norm, and {name} has {len(turns)} exchanges in a round: leave it out"
+        )
 
 
 def _exchange(method: Method, privacy: Privacy, number: int, exchanges: int) -> Method:
     """One turn of a round, protected."""
-    up = {n: Channel(reduce=replace(c.reduce, weighted=False)) for n, c in method.up.items() if isinstance(c.reduce, Sum)}
+    up = {
+        n: Channel(reduce=replace(c.reduce, weighted=False)) for n, c in method.up.items() if isinstance(c.reduce, Sum)
+    }
     if privacy.where == "local":
         std = privacy.noise_multiplier * privacy.clip_norm * math.sqrt(exchanges)
         return replace(
@@ -206,7 +214,9 @@ def _real(net: Net, up: Any) -> dict[str, Tree]:
                     "with --buffers local, or use a model without batch norm"
                 )
             if not x.is_floating_point():
-                raise SettingError(f"dp cannot hide {entry!r} on channel {name!r}, which holds no real numbers: leave dp out")
+                raise SettingError(
+                    f"dp cannot hide {entry!r} on channel {name!r}, which holds no real numbers: leave dp out"
+                )
     return trees
 
 
@@ -246,15 +256,16 @@ def _seen(view: View) -> View:
 
 
 @functools.cache
-def _wider(kind: type[Any]) -> type[Any]:
+def _wider(kind: Any) -> Any:
     """A message of this kind with one more field."""
-    made: type[Any] = namedtuple(f"{kind.__name__}AndClip", (*kind._fields, BIT))  # type: ignore[misc, attr-defined]
+    made: Any = namedtuple(f"{kind.__name__}AndClip", (*kind._fields, BIT))  # type: ignore[misc]
     made.inner = kind
     return made
 
 
 def _widened(message: Any, tree: Tree) -> Any:
-    return _wider(type(message))(*message, tree)
+    kind: Any = type(message)
+    return _wider(kind)(*message, tree)
 
 
 def _narrowed(message: Any) -> tuple[Any, Tree]:

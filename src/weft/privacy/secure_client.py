@@ -55,7 +55,9 @@ class Client:
         """
         self._step(1)
         rows = read(KEYS, roster)
-        self._public = {int(r["client"]): (bytes(r["sealing"]), bytes(r["masking"])) for r in np.sort(rows, order="client")}
+        self._public = {
+            int(r["client"]): (bytes(r["sealing"]), bytes(r["masking"])) for r in np.sort(rows, order="client")
+        }
         mine = self._public.get(self.me)
         if len(self._public) != len(rows) or mine != (self._sealing.public, self._masking.public):
             raise ProtocolError(f"the roster that client {self.me} got has it wrong, or a client twice")
@@ -63,7 +65,9 @@ class Client:
         if count < 2:
             raise ProtocolError("a sum over one client is what that client has sent: secure aggregation needs two")
         if not count / 2 < self._threshold <= count:
-            raise ProtocolError(f"a threshold of {self._threshold} is not more than half of {count} clients, and at most all")
+            raise ProtocolError(
+                f"a threshold of {self._threshold} is not more than half of {count} clients, and at most all"
+            )
         masking = shamir.split(self._masking.private, count, self._threshold)
         own = shamir.split(self._own, count, self._threshold)
         sealed = []

@@ -6,7 +6,7 @@ server and clients in processes of their own use `summands`, `SumOf` and the two
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,12 +94,14 @@ def singly(method: Method) -> Method:
     turn: Method | None = method
     while turn is not None:
         if not turn.up:
-            raise SettingError(f"secure_aggregation hides what clients send, and {method.name} sends nothing: leave it out")
+            raise SettingError(
+                f"secure_aggregation hides what clients send, and {method.name} sends nothing: leave it out"
+            )
         if not sums(turn):
             name = next(n for n, c in turn.up.items() if not isinstance(c.reduce, Sum))
             raise SettingError(
-                f"secure_aggregation shows the server sums only, and that of {method.name} needs every upload on channel "
-                f"{name!r}: leave it out, or use a method that adds up, such as fedavg"
+                f"secure_aggregation shows the server sums only, and that of {method.name} needs every upload on "
+                f"channel {name!r}: leave it out, or use a method that adds up, such as fedavg"
             )
         turn = turn.next
     alone = {n: replace(c, reduce=keep_all) for n, c in method.up.items()}

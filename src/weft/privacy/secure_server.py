@@ -1,6 +1,6 @@
 """The server's side of a secure sum. It learns the sum, and who took part; never what a single client has sent.
 
-Bonawitz et al. 2017, as in `secure_client`. Whoever carries the messages (a loop, Flower) calls the four methods in order.
+Bonawitz et al. 2017, as in `secure_client`. Whoever carries the messages (a loop, Flower) calls the methods in order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Server:
             self._masking[client] = bytes(row["masking"][0])
         self._roster = {client: i + 1 for i, client in enumerate(sorted(answers))}
         whole = np.concatenate(rows).tobytes()
-        return {client: whole for client in self._roster}
+        return dict.fromkeys(self._roster, whole)
 
     def envelopes(self, answers: Mapping[int, bytes]) -> dict[int, bytes]:
         """After the second step: to each client the shares that the others have sealed for it."""
@@ -76,7 +76,7 @@ class Server:
         self._closed = True
         self._enough("have sent values", len(self._alive))
         whole = written(SURVIVOR, [(client,) for client in sorted(self._alive)])
-        return {client: whole for client in sorted(self._alive)}
+        return dict.fromkeys(sorted(self._alive), whole)
 
     def total(self, answers: Mapping[int, bytes]) -> tuple[Words, list[int]]:
         """After the fourth step: (the sum of the values of all who have sent some, who they are)."""
