@@ -10,6 +10,7 @@ pytest.importorskip("dp_accounting", reason="the ledger needs the package dp-acc
 pytest.importorskip("scipy", reason="the independent figures need scipy")
 
 from tests.privacy import accountant
+
 from weft.core.errors import SettingError
 from weft.privacy.ledger import Ledger, in_words, usual_delta
 
@@ -102,5 +103,7 @@ def test_words() -> None:
     assert usual_delta(20) < 1 / 20
     said = {**Ledger("fixed", 1.0, 10, 5, 1e-5).described(), "rounds": 3, "epsilon": 7.123, "budget": 8.0}
     text = in_words({**said, "stopped_by_budget": True})
-    assert text.startswith("epsilon = 7.12 at delta = 1e-05 after 3 rounds, and one more would pass the budget of 8 (rep")
+    assert text.startswith(
+        "epsilon = 7.12 at delta = 1e-05 after 3 rounds, and one more would pass the budget of 8 (rep"
+    )
     assert "no privacy" in in_words({**said, "epsilon": None, "stopped_by_budget": False})

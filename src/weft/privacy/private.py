@@ -149,7 +149,7 @@ def _exchange(method: Method, privacy: Privacy, number: int, exchanges: int) -> 
         n: Channel(reduce=replace(c.reduce, weighted=False)) for n, c in method.up.items() if isinstance(c.reduce, Sum)
     }
     if privacy.where == "local":
-        std = privacy.noise_multiplier * privacy.clip_norm * math.sqrt(exchanges)
+        std = privacy.noise_multiplier * privacy.clip_norm * math.sqrt(exchanges) if privacy.noise_multiplier else 0.0
         return replace(
             method,
             work=_bounded(method.work, privacy.clip_norm, std, f"privacy noise {number}", privacy.source),
