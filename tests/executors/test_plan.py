@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_small_steps_share_a_program_and_large_ones_have_their_own() -> None:
     small = plan(CPU, flops_per_step=planning.FULL / 100, bytes_per_client=10**5)
     large = plan(CPU, flops_per_step=planning.FULL, bytes_per_client=10**5)
-    assert (small.chunk, large.chunk) == (64, 1) and small.workers == large.workers == cores()
+    assert (small.chunk, large.chunk) == (256, 1) and small.workers == large.workers == cores()
     assert str(large).startswith("one client in one program")
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from weft.local.graph import shortened, traced
+from weft.local import graph
+from weft.local.graph import shortened
 
 K, B, D = 3, 4, 5
 Step = Callable[..., Sequence[Tensor]]
@@ -82,6 +83,13 @@ def constant(w: Tensor, v: Tensor, x: Tensor, rate: Tensor) -> Sequence[Tensor]:
 
 def masked(w: Tensor, v: Tensor, x: Tensor, rate: Tensor) -> Sequence[Tensor]:
     return torch.where(rate > 0, w + rate * v, w), v + rate * w
+
+
+def traced(step: Step, inputs: Sequence[Tensor], carry: int) -> Step:
+    """As one step that knows neither batch nor number."""
+    none, zero = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
+    fold = graph.traced(lambda *x: step(*x[:-2]), [*inputs, none[0], zero[0]], carry)
+    return lambda *x: fold(list(x[:carry]), list(x[carry:]), none, zero, 0, 1)
 
 
 CASES = [

@@ -14,12 +14,12 @@ from torch.func import vmap
 from weft.core import Fit, Net
 from weft.core.errors import SettingError
 from weft.core.method import Phase
-from weft.core.task import Batch, Data, Turn
+from weft.core.task import Batch, Data, Examples, Turn
 from weft.local import SGD, Adam, descend
 from weft.local import scan as scan_function
 from weft.local.batches import draw_turns
 
-looping = __import__("weft.local.scan", fromlist=["scan"])
+looping = __import__("weft.local.stack", fromlist=["Stack"])
 
 
 def turns(number: int = 1, phases: dict[str, Phase] | None = None, batch: int = 4, epochs: int = 2) -> Turn:
@@ -121,6 +121,50 @@ def test_a_trace_is_of_one_step_and_its_numbers(monkeypatch: pytest.MonkeyPatch)
     assert (
         torch.equal(run(2.0, 1.0), 2 * base) and torch.equal(run(1.0, 3.0), 3 * base) and torch.equal(run(1, 1), base)
     )
+
+
+def test_a_trace_is_not_of_one_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples of the same shapes with other values, shift and scale go through the same trace."""
+    monkeypatch.setattr(looping, "_TRACES", {})
+
+    def run(examples: Examples) -> Tensor:
+        def step(carry: Tensor, batch: Batch) -> Tensor:
+            return carry + (batch.x.flatten(1).sum(1) * batch.live).sum()
+
+        zero = torch.zeros((), dtype=torch.float64)
+        with looping.repeated(looping.WORTH):
+            return vmap(lambda t: scan_function(step, zero, Data(examples, t)))(turns())
+
+    shift, scale = torch.tensor(1.0, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
+    for n in (1.0, 2.0):
+        examples = Examples(EXAMPLES.x * n, EXAMPLES.y, shift * n, scale + n, torch.float64)
+        want = [((EXAMPLES.x[rows] * n - shift * n) * (scale + n)).sum() for rows in ROWS]
+        torch.testing.assert_close(run(examples), 2 * torch.stack(want), rtol=0, atol=1e-9)  # two epochs
+    assert len(looping._TRACES) <= 4
+
+
+@pytest.mark.parametrize("rounds", [1, looping.WORTH], ids=["untraced", "traced"])
+@pytest.mark.parametrize("equal", [True, False], ids=["full batches", "ragged"])
+def test_slices_of_a_stack_side_by_side_change_nothing(rounds: int, equal: bool) -> None:
+    params = SMALL.init(0)
+    turn = turns()
+    if equal:
+        rows = torch.arange(8 * len(ROWS)).reshape(len(ROWS), 4, 2)
+        turn = turn._replace(steps={"local": rows % len(EXAMPLES.y)})
+
+    def train(turn: Turn) -> Any:
+        return descend(SMALL, params, Data(EXAMPLES, turn), SMALL.loss, SGD(0.1, momentum=0.9)).params
+
+    with looping.repeated(rounds):
+        whole = vmap(train)(turn)
+    for workers in (2, 3, 8):
+        with looping.repeated(rounds, workers):
+            parts = vmap(train)(turn)
+        for k in whole:
+            torch.testing.assert_close(parts[k], whole[k], rtol=0, atol=1e-12)
+    alone = [train(one(turn, k).turn) for k in range(len(ROWS))]
+    for k in whole:
+        torch.testing.assert_close(whole[k], torch.stack([a[k] for a in alone]), rtol=0, atol=1e-12)
 
 
 def refused(step: Any) -> None:

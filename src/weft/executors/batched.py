@@ -17,15 +17,15 @@ from weft.core.parallel import side_by_side
 from weft.core.task import Data, Examples, Reply, Task, Turn
 from weft.core.turn import Mine, take_turn
 from weft.executors.allocator import keep_freed_memory
-from weft.local.scan import repeated, stacked_rows
+from weft.local.stack import repeated, stacked_rows
 
 
 @dataclass
 class Batched:
     """The batched executor."""
 
-    chunk: int = 64  # most clients in one program; halved for good when memory runs out
-    workers: int = 1  # programs side by side, each on one core
+    chunk: int = 256  # most clients in one program; halved for good when memory runs out
+    workers: int = 1  # cores: with fewer clients in a program each works at programs of its own, else at its slices
     rounds: int = 1  # how many rounds are planned, so that what pays only in long runs is left out of short ones
 
     def __call__(
@@ -33,11 +33,11 @@ class Batched:
     ) -> Reply[Any, Mine]:
         """Run the turns of a cohort; clients with like numbers of steps share a chunk, so that little is padding."""
         keep_freed_memory()
-        chunks = self._chunks(turn)
+        chunks, apart = self._chunks(turn), self._apart
 
         def run(here: Tensor) -> list[Any]:
             try:
-                with repeated(self.rounds):
+                with repeated(self.rounds, 1 if apart else self.workers):
                     return [_together(method, net, down, mine, examples, turn, public, here)]
             except (torch.OutOfMemoryError, MemoryError) as error:
                 if len(here) == 1:
@@ -48,25 +48,44 @@ class Batched:
                 )
             return [part for piece in torch.split(here, half) for part in run(piece)]
 
-        parts = [part for some in side_by_side(run, chunks, self.workers) for part in some]
-        back = torch.argsort(torch.cat(chunks))
-        if len(parts) == 1 and bool((back == torch.arange(len(back))).all()):
-            return parts[0]  # type: ignore[no-any-return]
-        return tree_map(lambda *x: torch.cat(x)[back.to(x[0].device)], *parts)  # type: ignore[no-any-return]
+        parts = [part for some in side_by_side(run, chunks, self.workers if apart else 1) for part in some]
+        return _in_order(parts, torch.cat(chunks), self.workers)
 
     def computed(self, turn: Turn) -> int:
         """How many examples are computed in these turns, padding included."""
         return sum(
-            stacked_rows(_trimmed(steps[here.to(steps.device)]))
+            stacked_rows(_trimmed(steps[here.to(steps.device)]), 1 if self._apart else self.workers)
             for here in self._chunks(turn)
             for steps in turn.steps.values()
         )
 
+    @property
+    def _apart(self) -> bool:
+        """Each worker has programs of its own; else all work at the steps of one program."""
+        return self.chunk < self.workers
+
     def _chunks(self, turn: Turn) -> tuple[Tensor, ...]:
-        """Places of the cohort's members, those with most steps first, in chunks of which no worker lacks one."""
+        """Places of the cohort's members, those with like numbers of steps in a chunk, dealt among its workers."""
         steps = sum(((s >= 0).any(2).sum(1) for s in turn.steps.values()), torch.zeros_like(turn.key))
         order = torch.argsort(steps, descending=True, stable=True).cpu()
-        return torch.split(order, min(self.chunk, -(-len(order) // self.workers)))
+        chunks = torch.split(order, self.chunk)
+        if self._apart or int(steps.min()) == int(steps.max()):
+            return chunks
+        return tuple(torch.cat([chunk[i :: self.workers] for i in range(self.workers)]) for chunk in chunks)
+
+
+def _in_order(parts: list[Reply[Any, Mine]], places: Tensor, workers: int) -> Reply[Any, Mine]:
+    """One stack of all parts, whose rows go to these places."""
+    if len(parts) == 1 and bool((places == torch.arange(len(places))).all()):
+        return parts[0]
+    whole: Reply[Any, Mine] = tree_map(lambda x: x.new_empty(len(places), *x.shape[1:]), parts[0])
+    where = torch.split(places, [len(p.weight) for p in parts])
+
+    def put(i: int) -> None:
+        tree_map(lambda to, x: to.index_copy_(0, where[i].to(x.device), x), whole, parts[i])
+
+    side_by_side(put, range(len(parts)), workers)
+    return whole
 
 
 def _together(

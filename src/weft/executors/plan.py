@@ -50,7 +50,7 @@ def plan(
     if on_cpu and flops_per_step >= FULL:
         return Plan(1, workers, f"a step of one client is {flops_per_step / 1e6:.0f} MFLOP, which fills a core")
     room = _memory(device) // (SHARE * workers * max(1, bytes_per_client))
-    most = 64 if on_cpu else 1024
+    most = 256 if on_cpu else 1024
     if room < most:
         return Plan(max(1, int(room)), workers, f"more would need over 1/{SHARE} of the memory")
     return Plan(most, workers, f"a step of one client is {flops_per_step / 1e6:.1f} MFLOP, too small for a program")

@@ -22,37 +22,67 @@ Flat = Callable[..., Sequence[Tensor]]
 """Tensors -> tensors."""
 
 
-def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Flat:
-    """The function as a graph for inputs of these shapes.
+class Fold(torch.nn.Module):
+    """A step over consecutive batches."""
+
+    def __init__(self, step: Flat) -> None:
+        """`step`: (*carry, *what stays as it is, a batch, its number) -> the new carry."""
+        super().__init__()
+        self.step = step if isinstance(step, torch.nn.Module) else _Step(step)
+
+    def forward(
+        self, carry: list[Tensor], given: list[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
+    ) -> list[Tensor]:
+        """The carry after the batches `first` to `last`, that one excluded; `numbers` are those of the batches."""
+        for t in range(first, last):
+            carry = self.step(carry, given, batches[t], numbers[t])
+        return carry
+
+
+class _Step(torch.nn.Module):
+    """A step whose inputs are in lists, as TorchScript has them."""
+
+    def __init__(self, run: Flat) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, carry: list[Tensor], given: list[Tensor], batch: Tensor, number: Tensor) -> list[Tensor]:
+        return list(self.run(*carry, *given, batch, number))
+
+
+def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
+    """The function as a graph for inputs of these shapes, over consecutive batches.
 
     Args:
         function: takes all `inputs`; returns new values of the first `carry` of them.
-        inputs: the carry, which the graph may overwrite whenever it runs, then what stays as it is.
+        inputs: the carry, which the graph may overwrite whenever it runs, then what stays as it is, a batch and its
+            number.
         carry: how many of the inputs are the carry.
 
     Returns:
-        Flat: gives the new carry, in part in the tensors of the old one. Results never share memory.
+        Fold: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
-    return _unlocked(shortened(function, inputs, carry).forward, inputs)
+    return _unlocked(Fold(shortened(function, inputs, carry).forward), inputs, carry)
 
 
-def _unlocked(run: Flat, inputs: Sequence[Tensor]) -> Flat:
+def _unlocked(fold: Fold, inputs: Sequence[Tensor], carry: int) -> Fold:
     """The same operations without Python between them on a CPU, so that several threads can run them at once.
 
     TorchScript gives the same bits. What it does not take, such as the backward pass of a convolution, is run from
     Python, and so is everything should a release of torch no longer have it.
     """
     if inputs[0].device.type != "cpu" or not hasattr(torch.jit, "trace"):
-        return run
+        return fold
+    copies = [x.clone() for x in inputs[:carry]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in favour of compilers, which take far longer for each shape
         try:
-            script = torch.jit.trace(  # type: ignore[no-untyped-call]
-                lambda *x: tuple(run(*x)), tuple(x.clone() for x in inputs), check_trace=False
+            step = torch.jit.trace(  # type: ignore[no-untyped-call]
+                fold.step, (copies, list(inputs[carry:-2]), *inputs[-2:]), check_trace=False, strict=False
             )
+            return torch.jit.script(Fold(step))  # type: ignore[return-value]
         except RuntimeError:
-            return run
-    return script  # type: ignore[no-any-return]
+            return fold
 
 
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
@@ -62,10 +92,11 @@ def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModu
     _simplify(module)
     _own_results(graph, carry)
     _update_in_place(graph, carry)
-    _channels_last(graph)
+    turned = _channels_last(graph)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    quick = {**_FAST, **dict.fromkeys(_RESHAPES[:2], torch.reshape)} if turned else _FAST
     for node in graph.nodes:
-        node.target = _FAST.get(node.target, node.target)
+        node.target = quick.get(node.target, node.target)
     graph.lint()
     module.recompile()
     return module
@@ -280,8 +311,13 @@ _TURNS = (aten.transpose.int, aten.t.default)
 _PRODUCTS: dict[Any, Any] = {aten.bmm.default: torch.Tensor.baddbmm_, aten.mm.default: torch.Tensor.addmm_}
 
 
-def _channels_last(graph: Graph) -> None:
-    """Lay images out with the channels of a pixel side by side where a CPU's convolutions and poolings gain by it."""
+def _channels_last(graph: Graph) -> bool:
+    """Lay images out with the channels of a pixel side by side where a CPU's convolutions and poolings gain by it.
+
+    Returns:
+        bool: there are such, so that a tensor may be laid out otherwise than when it was traced.
+    """
+    found = False
     for node in list(graph.nodes):
         convolves = node.target is aten.convolution.default and node.args[8] == 1
         if not convolves and node.target is not aten.max_pool2d_with_indices.default:
@@ -292,6 +328,8 @@ def _channels_last(graph: Graph) -> None:
             with graph.inserting_before(node):
                 turned = graph.call_function(torch.Tensor.contiguous, (image,), {"memory_format": torch.channels_last})
             node.update_arg(0, turned)
+            found = True
+    return found
 
 
 _FAST: dict[Any, Any] = {
@@ -305,8 +343,8 @@ _FAST: dict[Any, Any] = {
     aten.addmm.default: torch.addmm,
     aten.t.default: torch.t,
     aten.transpose.int: torch.transpose,
-    aten.view.default: torch.reshape,  # the layout may have changed since the trace
-    aten._unsafe_view.default: torch.reshape,
+    aten.view.default: torch.Tensor.view,
+    aten._unsafe_view.default: torch.Tensor.view,
     aten.expand.default: torch.Tensor.expand,
     aten.unsqueeze.default: torch.unsqueeze,
     aten.relu.default: torch.relu,
