@@ -166,11 +166,15 @@ def _exchange(method: Method, privacy: Privacy, number: int, exchanges: int) -> 
         clip = each(lambda x: x.expand(len(r.ids)), state.clip) if method.private_send else state.clip
         return _widened(down, clip) if adaptive else down
 
+    def shown(state: Private, r: Round) -> Any:
+        assert method.show
+        return method.show(state.inner, r)
+
     return replace(
         method,
         server=server,
         send=send,
-        show=(lambda state, r: show(state.inner, r)) if (show := method.show) else None,
+        show=shown if method.show else None,
         work=_bounded(method.work, None if adaptive else privacy.clip_norm),
         advance=_advance(method, privacy, number, exchanges),
         views={n: _seen(v) for n, v in method.views.items()} if adaptive else method.views,
@@ -235,8 +239,8 @@ def _advance(method: Method, privacy: Privacy, number: int, exchanges: int) -> C
         found = {}
         for name, tree in up._asdict().items():
             divided = method.up[name].reduce.divided  # type: ignore[attr-defined]
-            share, size = (there / privacy.cohort, std / privacy.cohort) if divided else (1.0, std)
-            whole = each(lambda x, share=share: x * share, tree)  # over m, where the reduction took who was there
+            part, size = (there / privacy.cohort, std / privacy.cohort) if divided else (1.0, std)
+            whole = each(lambda x, part=part: x * part, tree)  # over m, where the reduction took who was there
             found[name] = noised(whole, size, privacy.source, r.seed, r.number, number, code(name))
         weights = None if r.weights is None else torch.ones_like(r.weights)
         inner, then = advanced(method, state.inner, state.then, type(up)(**found), r._replace(weights=weights))
