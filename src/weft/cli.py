@@ -66,7 +66,7 @@ def _parser() -> _Parser:
                     "--" + field.name.replace("_", "-"),
                     default=argparse.SUPPRESS,
                     nargs="?" if hint is bool else None,
-                    const="true",
+                    const="true" if hint is bool else None,
                     metavar="X",
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",
                 )

@@ -64,7 +64,7 @@ def test_a_run_ends_before_its_budget_is_passed(
 
 def test_local_noise_is_counted_by_the_client_with_most_turns(words: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = [*words, *DP[2:], "--dp", "local", "--cohort", 1, "--seed", 3]
+    options = [*words, *DP[2:], "--dp", "local", "--cohort", 0.25, "--seed", 3]
     assert weft(*options, "--out", out) == 0
     most = int(reopen(out).federation.turns.max())
     assert 1 <= most < 4
@@ -141,11 +141,8 @@ def test_poisson_cohorts_vary_and_are_fair(words: list[Any], tmp_path: Path) -> 
         ([*DP, "--compress", "topk:0.1"], "the codec on channel 'model'"),
         ([*DP, "--aggregate", "median"], "dp = central needs sums"),
         (["--secure-aggregation", "--aggregate", "median"], "needs every upload on channel 'model'"),
-        (["--secure-aggregation", "--cohort", 1], "use a cohort of 2 or more"),
-        (
-            ["--secure-aggregation", "--secure-threshold", 2],
-            "secure_threshold = 2 is not more than half of a cohort of 4",
-        ),
+        (["--secure-aggregation", "--cohort", 0.25], "use a cohort of 2 or more"),
+        (["--secure-aggregation", "--secure-threshold", 2], "secure_threshold = 2 is not more than half of a cohort"),
         (["--secure-aggregation", "--secure-range", 1e15], "secure_range = 1e+15 and 4 clients leave"),
         (["--secure-aggregation", "--secure-weight", 0], "secure_weight = 0 is no largest weight"),
         (["--secure-aggregation", "--sampling", "poisson"], "sampling = poisson may draw fewer"),

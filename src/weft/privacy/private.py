@@ -262,7 +262,8 @@ def _seen(view: View) -> View:
 @functools.cache
 def _wider(kind: Any) -> Any:
     """A message of this kind with one more field."""
-    made: Any = namedtuple(f"{kind.__name__}AndClip", (*kind._fields, BIT))  # type: ignore[misc]
+    make: Any = namedtuple  # so that it may have an attribute
+    made = make(f"{kind.__name__}AndClip", (*kind._fields, BIT))
     made.inner = kind
     return made
 
