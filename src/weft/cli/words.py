@@ -39,6 +39,8 @@ def parser() -> _Parser:
                 group.add_argument(
                     "--" + field.name.replace("_", "-"),
                     default=argparse.SUPPRESS,
+                    nargs="?" if hint is bool else None,
+                    const="true" if hint is bool else None,
                     metavar="X",
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",
                 )

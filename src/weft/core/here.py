@@ -89,7 +89,7 @@ class Here:
 
     def hear(self, message: Message, timed: Timed = untimed) -> Iterator[Part]:
         """Let clients take their turns, block by block; see `Clients`."""
-        turn, ids, down = _turn(self.method, message), message.ids, message.down
+        turn, ids, down = turn_of(self.method, message), message.ids, message.down
         if message.exchange == 0:
             self._blocks, self._minds = _blocks(self.groups, turn, ids, _size(turn, down, nbytes)), {}
         received = _size(turn, down, self.weigh)
@@ -165,7 +165,7 @@ class Seat:
     members: Tensor  # int64: their places in their group
 
 
-def _turn(method: Method, message: Message) -> Method:
+def turn_of(method: Method, message: Message) -> Method:
     """The turn that a message is for."""
     turn = method if message.number else method.opening
     for _ in range(message.exchange):

@@ -23,6 +23,7 @@ from weft.data.federated import FederatedData
 from weft.experiment.settings import RunSettings
 from weft.local.buffers import with_buffers
 from weft.models import build
+from weft.privacy.private import Privacy, private
 from weft.server import TrimmedMean, mean, median, plain
 from weft.wire import Quantise, Sign, SVDEnergy, TopK
 
@@ -128,13 +129,14 @@ REDUCTIONS: dict[str, Any] = {
 }
 
 
-def assembled(method: Method, run: RunSettings) -> Method:
-    """The method with the run's codec and reduction on its model channel, and the run's policy for buffers."""
+def assembled(method: Method, run: RunSettings, privacy: Privacy | None = None) -> Method:
+    """The method with the run's codec and reduction on its model channel, its policy for buffers, and its privacy."""
     for setting, table, part in (("compress", CODECS, "encode"), ("aggregate", REDUCTIONS, "reduce")):
         text = getattr(run, setting)
         if text:
             method = tune(method, "model", **{part: _part(setting, text, table)})
-    return with_buffers(method, run.buffers)
+    method = with_buffers(method, run.buffers)
+    return private(method, privacy) if privacy else method
 
 
 def _part(setting: str, text: str, table: dict[str, Any]) -> Any:

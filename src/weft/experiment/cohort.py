@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Which clients are in a round."""
 
 from __future__ import annotations
 
@@ -18,13 +18,28 @@ def able(data: FederatedData) -> Indices:
     return np.setdiff1d(np.arange(data.clients()), data.unseen)
 
 
+def expected(data: FederatedData, settings: RunSettings) -> float:
+    """How many clients a round has; with Poisson sampling on average, which need be no whole number."""
+    there, share = len(able(data)), settings.cohort
+    if settings.sampling == "poisson":
+        return share * there if share <= 1 else share
+    return max(1, round(share * there)) if share <= 1 else int(share)
+
+
 def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, uniformly without replacement, ascending."""
+    """The clients of a round, ascending: uniformly without replacement, or each with the same chance.
+
+    A round of nobody is a round of one, since there is nothing else to play.
+    """
     if "pooled data" in method.needs:
         return torch.zeros(1, dtype=torch.int64)
-    there, share = able(data), settings.cohort
-    size = max(1, round(share * len(there))) if share <= 1 else int(share)
-    chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
+    there, size = able(data), expected(data, settings)
+    rng = stream(settings.seed, "cohort", number)
+    if settings.sampling == "poisson":
+        chosen = there[rng.random(len(there)) < size / len(there)]
+        chosen = chosen if len(chosen) else rng.choice(there, 1)
+    else:
+        chosen = rng.choice(there, int(size), replace=False)
     return torch.from_numpy(np.sort(chosen))
 
 

@@ -71,6 +71,8 @@ def _judged(found: Set, firsts: Mapping[str, Run], seeds: int, policy: Policy) -
         return [found]
     if runs[0].settings.executor == "loop":
         return [Set(found.labels, "executor = loop takes one client after the other")]
+    if any(run.settings.secure_aggregation for run in runs):
+        return [Set([label], "secure aggregation is for each run alone") for label in found.labels]
     if policy == "auto" and runs[0].probe.flops_per_step > SMALL:
         return [Set(found.labels, f"a step of {runs[0].settings.model} is work enough")]
     fixed = tried(runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from weft.experiment.drawing import Drawing
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
 from weft.experiment.probe import Probe, probe
 from weft.experiment.profile import Profile
+from weft.experiment.protection import Protection, as_sent, protection, secured
 from weft.experiment.refusals import refuse
 from weft.experiment.result import Result
 from weft.experiment.settings import RunSettings, described
@@ -66,6 +67,7 @@ class Run:
     probe: Probe
     plan: Plan
     model: Any = None  # a network that is not one by name
+    protection: Protection | None = None
     folder: RunFolder | None = None
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
     done: int = 0
@@ -93,7 +95,9 @@ class Run:
         refuse(method, data, settings)
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
-        parts = assemble.assembled(method, settings)
+        guard = protection(method, data, settings)
+        parts = assemble.assembled(method, settings, guard.privacy if guard else None)
+        alone = as_sent(parts, data, settings)
         nets = [g.net for g in like.here.groups] if like else None
         if nets is None:
             nets = assemble.networks(model or settings.model, data, settings.precision, where)
@@ -104,8 +108,8 @@ class Run:
         examples = like.here.examples if like else assemble.examples(data, where, dtype)
         pool = np.concatenate([data.train.client(k) for k in able(data)]) if "pooled data" in parts.needs else None
         draw = Drawing(data.train, settings, dtype, where, pool)
-        here = Here.begin(parts, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
-        federation = begin(parts, here, data.clients(), settings.init_seed)
+        here = Here.begin(alone, groups, examples, draw, loop, seed=settings.init_seed, weigh=weigh)
+        federation = begin(parts, secured(here, parts, settings), data.clients(), settings.init_seed)
         for group in reversed(groups):  # every architecture; the figures are those of a client of the first one
             found = probe(federation, here, typical(parts, data, settings, group))
         chosen = plan(
@@ -118,7 +122,7 @@ class Run:
         if settings.executor == "batched":
             here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
         here.examine = Examiner(data, chosen.chunk, chosen.workers)
-        made = Run(method, data, settings, federation, here, where, found, chosen, model)
+        made = Run(method, data, settings, federation, here, where, found, chosen, model, guard)
         if profiled:
             made.profiling = Profile()
             here.execute = made.profiling.around(here.execute)
@@ -137,11 +141,29 @@ class Run:
         if place is None:
             self.folder.forget_metrics_after(0)
             return
-        self.done, self.federation, self.totals = checkpoint.restore(place, self.federation)
+        self.done, self.federation, kept = checkpoint.restore(place, self.federation)
+        self.totals = {k: v for k, v in kept.items() if k != "privacy"}
+        ledger = kept.get("privacy", self._ledger())
+        if ledger != self._ledger():
+            raise SettingError(
+                f"the ledger of {place} is of another noise or cohort ({ledger}): use the settings it had"
+            )
         self.folder.forget_metrics_after(self.done)
         old = self.folder.metrics()
         if len(old):
             self.over_clients.append(_over_clients_only(old))
+
+    @property
+    def last(self) -> int:
+        """The round after which the run ends, since all are played or the privacy budget is spent."""
+        return self.protection.last if self.protection else self.settings.rounds
+
+    def _ledger(self) -> dict[str, Any] | None:
+        """What the ledger must know to go on: what each round costs, and how many there were."""
+        if self.protection is None:
+            return None
+        spent = self.protection.spent(self.done, self.federation.turns)
+        return {**asdict(self.protection.ledger), "rounds": spent}
 
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
@@ -154,13 +176,13 @@ class Run:
             "executor": self.settings.executor,
             "device": str(self.device),
         }
-        with Status(self.folder, about, self.settings.rounds, done=self.done) as status:
+        with Status(self.folder, about, self.last, done=self.done) as status:
             return self._go(tell, status)
 
     def _go(self, tell: Tell | None, status: Status) -> Result:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiling is not None, self.clock)
-        for number in range(self.done + 1, self.settings.rounds + 1):
+        for number in range(self.done + 1, self.last + 1):
             ids = cohort(self.federation.method, self.data, self.settings, number)
             status.round(number, ids.tolist())
             with account.of("aggregation"):
@@ -185,7 +207,7 @@ class Run:
             }
             status.phase("evaluating")
             with account.of("evaluation"):
-                if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
+                if number % self.settings.evaluate_every == 0 or number == self.last:
                     headline = self._evaluate(number, played.ids, rows)
             seconds = account.close()
             costs |= {f"{part}_seconds": spent for part, spent in seconds.items()}
@@ -202,7 +224,7 @@ class Run:
             status.done(number, figures)
             self.tracking.log(number, figures)
             if tell:
-                tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
+                tell(RoundReport(number, self.last, len(ids), costs["total_seconds"], headline))
         return self.result()
 
     def _evaluate(self, number: int, cohort: Tensor, rows: Rows) -> dict[str, float]:
@@ -210,7 +232,7 @@ class Run:
         pooled = "pooled data" in self.federation.method.needs
         seen = np.arange(self.data.clients()) if pooled else cohort.numpy()
         headline = {}
-        for found in judge(self.federation, self.data, seen, number, full=number == self.settings.rounds):
+        for found in judge(self.federation, self.data, seen, number, full=number == self.last):
             where = (number, found.split, found.view, found.group)
             rows.add(*where, found.figures)
             if found.group in ("all", "new"):
@@ -233,8 +255,10 @@ class Run:
         if not self.folder:
             return
         self.folder.write_metrics(number, rows)
-        if number % self.settings.checkpoint_every == 0 or number == self.settings.rounds:
-            checkpoint.write(self.folder.path, number, self.federation, self.totals)
+        if number % self.settings.checkpoint_every == 0 or number == self.last:
+            ledger = self._ledger()
+            extra = {**self.totals, **({"privacy": ledger} if ledger else {})}
+            checkpoint.write(self.folder.path, number, self.federation, extra)
         self.folder.write("summary.json", dumps(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
@@ -249,6 +273,8 @@ class Run:
             self.totals,
             self.probe,
             self.device,
+            self.last,
+            self.protection.statement(self.done, self.federation.turns) if self.protection else None,
             f"{self.settings.executor}, {self.plan}" if self.settings.executor == "batched" else self.settings.executor,
         )
 

@@ -71,6 +71,22 @@ class RunSettings:
     checkpoint_every: int = _set(1, "rounds between checkpoints")
     compress: str = _set("", "codec of the model channel, such as topk:0.01, svd:0.95, quantise:16, sign")
     aggregate: str = _set("", "reduction of the model channel: mean, plain, median, trimmed:0.1")
+    sampling: Literal["fixed", "poisson"] = _set(
+        "fixed", "fixed: so many clients without replacement; poisson: each client with the same chance"
+    )
+    dp: Literal["none", "central", "local"] = _set("none", "differential privacy: noise at the server, or at clients")
+    clip_norm: float = _set(1.0, "largest norm of what a client sends, under dp")
+    noise_multiplier: float = _set(1.0, "standard deviation of the noise under dp, in clip norms")
+    adaptive_clip: float = _set(0.0, "quantile of norms that the clip norm follows, such as 0.5; 0: it stays")
+    dp_noise: Literal["stream", "system"] = _set(
+        "stream", "stream: from the seed, for experiments; system: from the operating system, which nobody can repeat"
+    )
+    epsilon: float = _set(0.0, "privacy budget: the run ends before it is passed; 0: none")
+    delta: float = _set(0.0, "the delta of epsilon; 0: 1 / clients^1.1")
+    secure_aggregation: bool = _set(False, "the server gets sums of uploads only (true)")
+    secure_range: float = _set(64.0, "largest value of any number that is sent, under secure aggregation")
+    secure_weight: float = _set(2.0**20, "largest weight of a client, under secure aggregation")
+    secure_threshold: int = _set(0, "clients that must stay to the end of a secure sum; 0: two thirds")
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("epochs", self.epochs)):

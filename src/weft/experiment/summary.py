@@ -32,9 +32,13 @@ def summarise(
     totals: Mapping[str, float],
     found: Probe,
     device: torch.device,
+    last: int,
+    privacy: Mapping[str, Any] | None,
     plan: str,
 ) -> dict[str, Any]:
-    """The summary so far; `rows` are the metrics over clients, `done` the rounds played, `totals` the costs."""
+    """The summary so far; `rows` are the metrics over clients, `done` the rounds played, `last` those to play,
+    `totals` the costs, `privacy` what the ledger says.
+    """
     entry = find(method.name)
     table = {k: rows[k].to_numpy(zero_copy_only=False) for k in ("round", "split", "view", "group", "metric", "value")}
     results = {view: figures for view in federation.method.views if (figures := _figures(table, view))}
@@ -60,7 +64,9 @@ def summarise(
         "executor": settings.executor,
         "plan": plan,
         "rounds": done,
-        "finished": done == settings.rounds,
+        "finished": done == last,
+        "privacy": privacy,
+        "secure_aggregation": settings.secure_aggregation,
         "results": results,
         "headline": {
             "view": view,

@@ -95,6 +95,7 @@ class Run:
     wire: tuple[Wire, ...]
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
+    privacy: Mapping[str, Any]  # what the ledger says; empty without differential privacy
 
     def result(self, moment: str, view: str | None = None) -> Result | None:
         """The figures at `moment` of `view` (by default the headline view), None where there are none."""
@@ -190,6 +191,7 @@ def _run(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any], 
         rounds=int(summary.get("rounds", rounds)) if summary.get("finished") else rounds,
         planned=planned,
         finished=bool(summary.get("finished", False)),
+        privacy=summary.get("privacy") or {},
         view=view,
         metric=metric,
         results=_results(summary.get("results", {}), curves, metric),
