@@ -35,22 +35,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import (
-    Batch,
-    Channel,
-    Method,
-    Model,
-    Net,
-    Nothing,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    method,
-)
+from weft.core import Batch, Channel, Method, Model, Net, Nothing, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, each, sq_norm
 from weft.local import SGD, Optimiser, scan
 from weft.methods.fedavg import kept_view

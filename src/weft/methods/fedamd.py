@@ -34,13 +34,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Method, Net, Phase, Reply, Round, SettingError, Task, Tree, keep_all, method
+from weft.core import Batch, Channel, Method, Net, Phase, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.stream import code, fold, uniform
 from weft.core.tree import add, delta, each, sub, where, zeros
 from weft.local import SGD, scan
 from weft.local.gradient import gradient, mean_gradient, plain_sgd
 from weft.methods.fedavg import fedavg
-from weft.server import rows
+from weft.server import keep_all, rows
 
 
 class Bullseye(NamedTuple):

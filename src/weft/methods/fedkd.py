@@ -35,7 +35,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, View, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.net import masked_mean
 from weft.core.stream import code, uniform
 from weft.core.tree import add, delta

@@ -27,7 +27,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, SettingError, Task, Tree, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_counts

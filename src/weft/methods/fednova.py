@@ -32,7 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Data, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Data, Fit, Method, Model, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import delta
 from weft.local import SGD, descend, prox
 from weft.methods.fedavg import fedavg

@@ -32,7 +32,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, SettingError, Task, Tree, View, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.core.tree import delta, mix
 from weft.local import SGD, Optimiser, descend
 from weft.local.mmd import distances, mmd

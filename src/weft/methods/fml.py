@@ -27,7 +27,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Task, Tree, View, masked_mean, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Task, Tree, View, method
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.distil import common_view, divergence, own_answers, partner
