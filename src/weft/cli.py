@@ -64,6 +64,7 @@ def _parser() -> _Parser:
                 said = f" ({', '.join(map(str, values))})" if values else ""
                 group.add_argument(
                     "--" + field.name.replace("_", "-"),
+                    action="append" if typing.get_origin(hint) is tuple else "store",
                     default=argparse.SUPPRESS,
                     metavar="X",
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",

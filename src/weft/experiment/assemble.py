@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,8 +22,10 @@ from weft.core.round import Group
 from weft.core.task import Examples
 from weft.core.tree import Tree
 from weft.data.federated import FederatedData
-from weft.experiment.settings import RunSettings
+from weft.experiment.settings import RunSettings, read
+from weft.local.blend import with_blend
 from weft.local.buffers import with_buffers
+from weft.local.debias import with_dbe
 from weft.models import build
 from weft.server import TrimmedMean, mean, median, plain
 from weft.wire import Quantise, Sign, SVDEnergy, TopK
@@ -128,8 +132,40 @@ REDUCTIONS: dict[str, Any] = {
 }
 
 
+PLUGS: dict[str, Callable[..., Method]] = {"blend": with_blend, "dbe": with_dbe}
+"""In the order in which they go on a method: the bias eliminator renews the network, so it stands outside."""
+
+
+def plugged(method: Method, texts: Sequence[str]) -> Method:
+    """The method with plug-ins, each written ``dbe`` or with options ``dbe:kappa=10,mu=0.9``; the order is ours."""
+    wanted = dict(text.partition(":")[::2] for text in texts)
+    if len(wanted) < len(texts):
+        raise SettingError(f"plug = {', '.join(texts)} names one twice: name each plug-in once")
+    for name in wanted:
+        if name not in PLUGS:
+            raise SettingError(f"plug = {name!r} is not known: use {' or '.join(PLUGS)}, with options after a colon")
+    for name, plug in PLUGS.items():
+        if name in wanted:
+            method = plug(method, **_options(name, wanted[name], plug))
+    return method
+
+
+def _options(name: str, text: str, plug: Callable[..., Method]) -> dict[str, Any]:
+    hints = typing.get_type_hints(plug)
+    takes = [option for option in inspect.signature(plug).parameters if option != "method"]
+    found = {}
+    for key, equals, value in (pair.partition("=") for pair in text.split(",") if pair):
+        if key not in takes or not equals:
+            raise SettingError(
+                f"plug = '{name}:{text}' has no option {key!r}: it takes {', '.join(takes)}, as key=value"
+            )
+        found[key] = read(key, value, hints[key])
+    return found
+
+
 def assembled(method: Method, run: RunSettings) -> Method:
-    """The method with the run's codec and reduction on its model channel, and the run's policy for buffers."""
+    """The method with the run's plug-ins, its codec and reduction on the model channel, and its policy for buffers."""
+    method = plugged(method, run.plug)
     for setting, table, part in (("compress", CODECS, "encode"), ("aggregate", REDUCTIONS, "reduce")):
         text = getattr(run, setting)
         if text:

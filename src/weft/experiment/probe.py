@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from weft.core.method import Method, Phase, Round
-from weft.core.round import Federation, Mine, take_turn
-from weft.core.task import Data, Examples, Task, Turn
+from weft.core.method import Method, Round
+from weft.core.net import Net
+from weft.core.round import Draw, Federation, Mine, take_turn
+from weft.core.task import Data, Examples, Reply, Task
 from weft.core.tree import Tree
 from weft.wire import weigh
 
@@ -24,28 +24,22 @@ class Probe(NamedTuple):
     flops_per_step: float
 
 
-def probe(
-    federation: Federation, examples: Examples, draw: Callable[[Tensor, Mapping[str, Phase], Tensor], Turn], client: int
-) -> Probe:
+def probe(federation: Federation, examples: Examples, draw: Draw, client: int) -> Probe:
     """Run one client's first turn alone, and throw its answer away."""
     ids = torch.tensor([client])
     k = next(i for i, g in enumerate(federation.groups) if bool(torch.isin(ids, g.ids)))
     group = federation.groups[k]
-    rnd = Round(1, ids, len(federation.turns), federation.net)
     mine = tree_map(lambda x: x[0], federation.kept[k].gather(torch.searchsorted(group.ids, ids)))
     wire: list[dict[str, Any]] = []
     flops, steps = 0, 0
+    if federation.method.opening is not None:  # for what it refuses: its bytes and steps are those of no round
+        _turn(federation.method.opening, federation, group.net, mine, examples, draw, ids)
     turn: Method | None = federation.method
     while turn is not None:
-        down = turn.send(federation.server, rnd)
-        if turn.private_send:
-            down = tree_map(lambda x: x[0], down)
-        drawn = tree_map(lambda x: x[0], draw(ids, turn.phases, federation.turns[ids]))
-        drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
         with FlopCounterMode(display=False) as counter:
-            reply = take_turn(turn, group.net, Task(down, _on(mine, examples), Data(examples, drawn)))
+            down, reply, made = _turn(turn, federation, group.net, mine, examples, draw, ids)
         flops += counter.get_total_flops()
-        steps += sum(int((s >= 0).any(1).sum()) for s in drawn.steps.values())
+        steps += made
         wire += [_row("down", name, tree, weigh(tree)) for name, tree in down._asdict().items()]
         wire += [
             _row("up", name, tree, _up(turn, group.net.buffers, name, tree))
@@ -53,6 +47,19 @@ def probe(
         ]
         turn = turn.next
     return Probe(wire, flops / steps if steps else 0.0)
+
+
+def _turn(
+    turn: Method, federation: Federation, net: Net, mine: Mine, examples: Examples, draw: Draw, ids: Tensor
+) -> tuple[Any, Reply[Any, Mine], int]:
+    """(what the client receives, what it answers after one step of each phase, how many steps these were)."""
+    down = turn.send(federation.server, Round(1, ids, len(federation.turns), federation.net))
+    if turn.private_send:
+        down = tree_map(lambda x: x[0], down)
+    drawn = tree_map(lambda x: x[0], draw(ids, turn.phases, federation.turns[ids]))
+    drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
+    reply = take_turn(turn, net, Task(down, _on(mine, examples), Data(examples, drawn)))
+    return down, reply, sum(int((s >= 0).any(1).sum()) for s in drawn.steps.values())
 
 
 def _on(mine: Mine, examples: Examples) -> Mine:

@@ -70,6 +70,7 @@ class RunSettings:
     checkpoint_every: int = _set(1, "rounds between checkpoints")
     compress: str = _set("", "codec of the model channel, such as topk:0.01, svd:0.95, quantise:16, sign")
     aggregate: str = _set("", "reduction of the model channel: mean, plain, median, trimmed:0.1")
+    plug: tuple[str, ...] = _set((), "plug-in on the method, once for each: dbe or blend, or with options dbe:kappa=10")
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("epochs", self.epochs)):
@@ -224,6 +225,11 @@ def read(name: str, value: Any, kind: Any) -> Any:
         if value not in options:
             raise SettingError(f"{name} = {value!r} is not known: use {' or '.join(map(str, options))}")
         return value
+    if typing.get_origin(kind) is tuple:
+        several = [] if value in ("", "none") else [value] if isinstance(value, str) else value
+        if not isinstance(several, list | tuple):
+            raise SettingError(f"{name} = {value!r} is not a list: write one, such as [{options[0].__name__}]")
+        return tuple(read(name, one, options[0]) for one in several)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
             return None

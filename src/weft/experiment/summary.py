@@ -49,6 +49,7 @@ def summarise(
         "family": entry.family,
         "protocol": data.protocol,
         "buffers": settings.buffers,
+        "plug": list(settings.plug),
         "data": {
             **{k: v for k, v in recipe.items() if isinstance(v, str | int | float | bool)},
             "name": data.source.name,

@@ -64,7 +64,7 @@ def kernel(d: Tensor) -> Tensor:
     return sum((torch.exp(-d / (2 * a)) for a in (10, 15, 20, 50)), torch.zeros_like(d))
 
 
-@method("FedCP", "personalised")
+@method("FedCP", "personalised", exempt={"blend": "FedCP sends half the change of its head"})
 def fedcp(opt: Optimiser = SGD(0.005), lam: float = 5.0, policy: Literal["softmax", "gumbel"] = "softmax") -> Method:
     """FedCP. opt: the local optimiser; lam: weight of the MMD; policy: softmax, or with noise as in the code."""
     if policy not in ("softmax", "gumbel"):

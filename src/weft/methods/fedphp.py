@@ -83,7 +83,7 @@ def fedphp(
                 each = -((told.logits / T).softmax(-1) * (out.logits / T_student).log_softmax(-1)).sum(-1)
                 transfer = T_student**2 * masked_mean(each.reshape(len(each), -1).mean(1), batch.live)
             task_loss = masked_mean(net.criterion(out.logits, batch.y), batch.live)
-            return Fit((1 - lam) * task_loss + lam * transfer, buffers)
+            return Fit((1 - lam) * task_loss + lam * transfer + out.penalty, buffers)
 
         local = descend(net, got, data, loss, opt, given=(task.mine,)).params
         kept = (mu * data.past.to(data.count.dtype) / ramp).clamp(max=mu)
