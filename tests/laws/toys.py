@@ -7,6 +7,7 @@ norm and dropout, and all is judged in float64: in float32 one flipped ReLU grow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from weft.core import Method, Net
+from weft.core import Input, Method, Net
 from weft.core.method import Phase
 from weft.core.registry import REGISTRY
 from weft.core.round import Execute, Federation, Group, begin, play
@@ -32,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cfl": {"eps1": 1e9, "eps2": 0.0, "after": 1},
     "fedala": {"max_passes": 12},
     "fedrep": {"head_epochs": 2},
+    "pfa": {"warm": 1, "eps": 0.4},
+    "distfl": {"warm": 1, "probes": 3, "refine": 3, "gap_min": 0.0},
 }
 
 
@@ -58,8 +61,8 @@ class Deeper(nn.Module):
         return self.head(torch.tanh(self.second(torch.relu(self.first(x)))))
 
 
-SMALL = Net.from_module(Small, dtype=torch.float64)
-DEEPER = Net.from_module(Deeper, dtype=torch.float64)
+SMALL = replace(Net.from_module(Small, dtype=torch.float64), input=Input((INPUTS,)))
+DEEPER = replace(Net.from_module(Deeper, dtype=torch.float64), input=Input((INPUTS,)))
 
 
 def make(name: str, **options: Any) -> Method:
@@ -149,6 +152,11 @@ def leaves(federation: Federation) -> list[Tensor]:
     """All tensors of the state of a federation: the server's, the transforms', and what every client keeps."""
     kept = [store.gather(torch.arange(len(g.ids))) for store, g in zip(federation.kept, federation.groups, strict=True)]
     return tree_leaves((federation.server, dict(federation.then), kept, federation.turns))
+
+
+def differ(a: Federation, b: Federation) -> bool:
+    """Whether two federations have other numbers, or as many of them as clusters are."""
+    return [x.shape for x in leaves(a)] != [x.shape for x in leaves(b)] or gap(a, b) > 1e-6
 
 
 def gap(a: Any, b: Any) -> float:

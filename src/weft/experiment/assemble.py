@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weft.core.errors import SettingError
 from weft.core.method import Method, tune
-from weft.core.net import Net, Out
+from weft.core.net import Input, Net, Out
 from weft.core.registry import find
 from weft.core.round import Group
 from weft.core.task import Examples
@@ -66,7 +66,7 @@ def networks(model: Network | Sequence[Network], data: FederatedData, precision:
     if isinstance(model, str):
         model = [name.strip() for name in model.split(",")]
     source = data.source
-    facts = {
+    facts: dict[str, Any] = {
         "shape": tuple(source.x.shape[1:]),
         "classes": source.classes,
         "vocabulary": source.vocabulary,
@@ -78,6 +78,7 @@ def networks(model: Network | Sequence[Network], data: FederatedData, precision:
             nets.append(_named(one, precision, where.type, **facts))
             continue
         net = one if isinstance(one, Net) else Net.from_module(one, dtype=dtype)
+        net = net if net.input else replace(net, input=Input(facts["shape"], source.vocabulary))
         nets.append(_in_bfloat16(net, where.type) if precision == "bf16" else net)
     return nets
 
@@ -91,6 +92,7 @@ def _named(model: str, precision: str, where: str, **facts: Any) -> Net:
         return build(model, **facts, seed=int(torch.initial_seed()) % 2**32)[0]
 
     net = Net.from_module(module, head, classes=facts["classes"], dtype=DTYPES[precision])
+    net = replace(net, input=Input(facts["shape"], facts["vocabulary"]))
     return _in_bfloat16(net, where) if precision == "bf16" else net
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weft.core.channel import Channel
 from weft.core.errors import SettingError
-from weft.core.method import Method, Round, shown
+from weft.core.method import Method, Round, Stacked, shown
 from weft.core.net import Net, Out
 from weft.core.task import Reply, Task
 from weft.core.tree import Tree
@@ -95,7 +95,9 @@ def with_dbe(method: Method, kappa: float = 50.0, mu: float = 1.0, bias_rate: fl
         return down._replace(model={**received(method, down), M: m.expand(len(r.ids), *m.shape) if stacked else m})
 
     def show(state: Debiased, r: Round) -> Any:
-        return seen(shown(method, state.inner, r)[0], state, False, r)
+        down, stacked = shown(method, state.inner, r)
+        found = seen(down, state, stacked, r)
+        return Stacked(found) if stacked else found
 
     plug = Plug(
         first=lambda net, first: _zeros(net, first)[P],

@@ -58,7 +58,7 @@ def distfl(
     tau: float = 1.0,
     refine: int = 0,
 ) -> tuple[Tree, list[Tree], list[set[int]]]:
-    """(w_0, models, clusters). Who comes after the probe round receives w_0, and joins the nearest centroid's cluster."""
+    """(w_0, models, clusters). Who comes after the probe round receives w_0, and joins the nearest centroid."""
     train = partial(descend, world, lr=lr)
     common, models, groups = dict(world.first), list[Tree](), list[set[int]]()
     known: dict[int, tuple[Array, Array]] = {}

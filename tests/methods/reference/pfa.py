@@ -58,7 +58,7 @@ def pfa(
                 sent = [minus(train(i, model, turn.batches[i]["local"]), model) for i in here]
                 step = combine(sent, list(n / n.sum()))
                 models[c] = {k: v + step[k] for k, v in model.items()}
-        before = ({i: s for i, s in known.items()}, [set(g) for g in groups])
+        before = (dict(known), [set(g) for g in groups])
         for i in late:
             known[i] = sparsity(world, i, common, eps)
             groups[nearest(known[i], *before)].add(i)
