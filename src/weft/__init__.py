@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "federate": "weft.data.federate",
     "load": "weft.data.load",
+    "with_domains": "weft.data.domains",
+    "with_streams": "weft.data.streams",
     "reopen": "weft.experiment.run",
     "run": "weft.experiment.run",
     "Net": "weft.core.net",

@@ -1,7 +1,7 @@
 """The protocol: which answers are judged, on whose examples, in which groups of clients.
 
-Every view is asked about every client's validation and test examples. Figures are made for all clients that train, for
-those that were in the round and those that were not, and for clients that never train.
+Every view is asked about every client's validation and test examples, and about its test streams. Figures are made for
+all clients that train, for those that were in the round and those that were not, and for clients that never train.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import numpy as np
 from weft.core.method import View
 from weft.core.round import Draw, Federation
 from weft.core.task import Examples
-from weft.data.federated import FederatedData
-from weft.evaluation.answers import answer
+from weft.data.federated import FederatedData, Stream
+from weft.evaluation.answers import Answers, answer
 from weft.evaluation.metrics import over_clients, per_client
 
 Array = np.ndarray[Any, np.dtype[Any]]
+JUDGED = ("validation", "test")
 
 
 class Judged(NamedTuple):
     """What was found for one view on one split in one group of clients."""
 
-    split: str
+    split: str  # validation, test, or the name of a stream, with /own and /others for its halves
     view: str
     group: str  # all, participating, absent or new
     figures: dict[str, float]  # over clients
@@ -61,8 +62,9 @@ def judge(
     """
     everyone = np.arange(data.clients())
     groups = grouped(data, cohort)
-    for split in ("validation", "test"):
-        rows = list(getattr(data, split).each())
+    asked = {split: Stream(rows := getattr(data, split), np.zeros(len(rows.rows), bool)) for split in JUDGED}
+    for split, stream in {**asked, **data.streams}.items():
+        rows = list(stream.rows.each())
         for name, view in views.items():
             said = answer(
                 federation,
@@ -76,10 +78,19 @@ def judge(
                 together=together,
                 workers=workers,
             )
-            for group, ids in groups.items():
-                clients, counts, found = per_client(said.of(ids), data.source.classes, full=full)
-                if len(clients):
-                    yield Judged(split, name, group, over_clients(counts, found), clients, found)
+            for part, chosen in parts(split, said, stream.foreign):
+                for group, ids in groups.items():
+                    clients, counts, found = per_client(chosen.of(ids), data.source.classes, full=full)
+                    if len(clients):
+                        yield Judged(part, name, group, over_clients(counts, found), clients, found)
+
+
+def parts(split: str, said: Answers, foreign: Array) -> Iterator[tuple[str, Answers]]:
+    """The answers, and apart from each other those on own and on others' examples, if there are both."""
+    yield split, said
+    if foreign.any() and not foreign.all():
+        yield f"{split}/own", said.take(~foreign)
+        yield f"{split}/others", said.take(foreign)
 
 
 def grouped(data: FederatedData, cohort: Array) -> dict[str, Array]:

@@ -40,7 +40,9 @@ class DataSettings:
     protocol: Literal["official", "pooled"] = _set(
         "official", "official: the data's own test split; pooled: train and test merged, 75/25 per client"
     )
-    data_seed: int = _set(0, "seed of the partition")
+    domain: tuple[str, ...] = _set((), "make domains of an image set, one each time: plain, rotated, inverted, ...")
+    stream: tuple[str, ...] = _set((), "further test stream, one each time: external, mixture, switch, external-domain")
+    data_seed: int = _set(0, "seed of the partition, and of domains and streams")
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class Own(NamedTuple):
 
 
 def levels(z: Tensor, q: int) -> Tensor:
-    """The level of every feature, int64, 0 to q - 1."""
-    return (z.clamp(min=0).tanh() * (q - 1)).round().long()
+    """The level of every feature, int64, 0 to q - 1; padding may be anything."""
+    return (z.clamp(min=0).nan_to_num().tanh() * (q - 1)).round().long()
 
 
 def entropy(logits: Tensor) -> Tensor:
