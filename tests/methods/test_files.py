@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 
 import weft.methods
+from weft.core.registry import REGISTRY
+from weft.experiment.plugins import load_methods
 
 FILES = [p for p in sorted(Path(weft.methods.__path__[0]).glob("*.py")) if p.name != "__init__.py"]
 RUN = 6
@@ -45,3 +47,13 @@ def test_hardly_a_run_of_six_lines_is_repeated() -> None:
     files = [code(p) for p in FILES]
     assert repeated(files) < 0.03
     assert repeated([*files, files[1]]) > repeated(files)
+
+
+def test_what_does_not_apply_is_a_law_and_has_a_reason() -> None:
+    """The names are those that the tests ask for."""
+    load_methods()
+    asked = {"names", "moves", "home", "still", "blend"}
+    for entry in REGISTRY.values():
+        assert set(entry.exempt) <= asked and all(entry.apart.values()), entry.name
+        assert ("neutral" in entry.apart) == (entry.neutral is None)
+        assert ("quadratics" in entry.apart) == (entry.reaches_optimum is None)

@@ -72,7 +72,7 @@ def test_equals_the_reference(groups: int, execute: Execute, seed: int, net: Mod
         np.testing.assert_allclose(answer(fed, world, i), net.logits(models[at], world.x[i]), rtol=0, atol=1e-9)
 
 
-def test_one_group_from_the_start_is_fedavg_and_single_ones_train_alone() -> None:
+def test_one_group_is_fedavg_and_single_ones_train_alone() -> None:
     world = make_world(0, rounds=4)
     everybody = list(range(world.population))
     world = replace(world, turns=[replace(t, ids=everybody) for t in world.turns])
