@@ -22,6 +22,8 @@ _HOMES = {
     "load": "weft.data.load",
     "reopen": "weft.experiment.api",
     "run": "weft.experiment.api",
+    "with_domains": "weft.data.domains",
+    "with_streams": "weft.data.streams",
     "Net": "weft.core.net",
     "SettingError": "weft.core.errors",
     "Result": "weft.experiment.result",

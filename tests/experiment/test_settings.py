@@ -27,6 +27,7 @@ RECIPES = [
     ["ditto", "--lam", "0.3", "--personal", "adam", "--cohort", "2", "--data-seed", "3", "--seed", "2"],
     ["fedper", "--keep", "head | norm", "--stragglers", "0.5", "--epochs", "3", "--new-clients", "0.3"],
     ["scaffold", "--option", "I", "--momentum", "0.9", "--compress", "topk:0.5", "--init-seed", "9"],
+    ["fedprox", "--plug", "dbe:kappa=5", "--plug", "blend", "--compress", "quantise:4"],
     ["fedavg", "--partition", "natural", "--aggregate", "median", "--protocol", "pooled", "--precision", "fp64"],
 ]
 

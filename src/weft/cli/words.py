@@ -36,13 +36,15 @@ def parser() -> _Parser:
                 hint = typing.get_type_hints(kind)[field.name]
                 values = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
                 said = f" ({', '.join(map(str, values))})" if values else ""
+                more: dict[str, Any] = {"nargs": "?", "const": "true"} if hint is bool else {}
+                if typing.get_origin(hint) is tuple:
+                    more = {"action": "append"}
                 group.add_argument(
                     "--" + field.name.replace("_", "-"),
                     default=argparse.SUPPRESS,
-                    nargs="?" if hint is bool else None,
-                    const="true" if hint is bool else None,
                     metavar="X",
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",
+                    **more,
                 )
 
     def several(parser: _Parser, what: str) -> None:

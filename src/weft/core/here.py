@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from weft.core.turn import Draw, Execute, Mine, encoded
 Weigh = Callable[[Tree, Codec | None], int]
 """(what one client sends or receives on one channel, its codec) -> bytes."""
 
-Examine = Callable[["Here", Exam], Marks]
+Examine = Callable[["Here", Exam], Mapping[str, Marks]]
 """Judges clients that are here."""
 
 STACK = 2**28
@@ -126,8 +126,8 @@ class Here:
             self.kept[seat.group].scatter(seat.members[ok], tree_map(lambda x, ok=ok: x[ok.to(x.device)], mind))
         self._blocks, self._minds = [], {}
 
-    def judge(self, exam: Exam) -> Marks:
-        """Judge a view on the examples that are here."""
+    def judge(self, exam: Exam) -> Mapping[str, Marks]:
+        """Judge a view on the examples that are here; see `Clients`."""
         assert self.examine, "these clients were begun without `examine`"
         return self.examine(self, exam)
 

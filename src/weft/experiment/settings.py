@@ -41,7 +41,9 @@ class DataSettings:
     protocol: Literal["official", "pooled"] = _set(
         "official", "official: the data's own test split; pooled: train and test merged, 75/25 per client"
     )
-    data_seed: int = _set(0, "seed of the partition")
+    domain: tuple[str, ...] = _set((), "make domains of an image set, one each time: plain, rotated, inverted, ...")
+    stream: tuple[str, ...] = _set((), "further test stream, one each time: external, mixture, switch, external-domain")
+    data_seed: int = _set(0, "seed of the partition, and of domains and streams")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class RunSettings:
     secure_range: float = _set(64.0, "largest value of any number that is sent, under secure aggregation")
     secure_weight: float = _set(2.0**20, "largest weight of a client, under secure aggregation")
     secure_threshold: int = _set(0, "clients that must stay to the end of a secure sum; 0: two thirds")
+    plug: tuple[str, ...] = _set((), "plug-in on the method, once for each: dbe or blend, or with options dbe:kappa=10")
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("epochs", self.epochs)):
@@ -256,6 +259,11 @@ def read(name: str, value: Any, kind: Any) -> Any:
         if value not in options:
             raise SettingError(f"{name} = {value!r} is not known: use {' or '.join(map(str, options))}")
         return value
+    if typing.get_origin(kind) is tuple:
+        several = [] if value in ("", "none") else [value] if isinstance(value, str) else value
+        if not isinstance(several, list | tuple):
+            raise SettingError(f"{name} = {value!r} is not a list: write one, such as [{options[0].__name__}]")
+        return tuple(read(name, one, options[0]) for one in several)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
             return None

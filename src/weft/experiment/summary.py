@@ -53,6 +53,7 @@ def summarise(
         "family": entry.family,
         "protocol": data.protocol,
         "buffers": settings.buffers,
+        "plug": list(settings.plug),
         "data": {
             **{k: v for k, v in recipe.items() if isinstance(v, str | int | float | bool)},
             "name": data.source.name,
@@ -108,7 +109,9 @@ def _figures(table: dict[str, Any], view: str, group: str = "all") -> dict[str, 
     common = set.intersection(*(set(t) for t in tail))
     found["mean_last_10"] = {"test": {m: float(np.mean([t[m] for t in tail])) for m in sorted(common)}}
     new = _figures(table, view, "new") if group == "all" else {}
-    return found | ({"new_clients": new["last"]["test"]} if new else {})
+    asked = sorted(set(table["split"][here].tolist()) - {"train", "validation", "test"})
+    streams = {name: at(judged[-1], name) for name in asked}
+    return found | ({"new_clients": new["last"]["test"]} if new else {}) | ({"streams": streams} if streams else {})
 
 
 def _parameters(federation: Federation) -> int:

@@ -6,7 +6,7 @@ server and clients in processes of their own use `summands`, `SumOf` and the two
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,7 +178,7 @@ class SecureClients:
         """See `Clients`."""
         self.inner.keep(ids)
 
-    def judge(self, exam: Exam) -> Marks:
+    def judge(self, exam: Exam) -> Mapping[str, Marks]:
         """See `Clients`."""
         return self.inner.judge(exam)
 

@@ -270,7 +270,8 @@ def _results(summary: Mapping[str, Any], curves: Mapping[Series, Curve], metric:
     """What the summary states, and what the metrics give where a killed run left it unsaid."""
     stated = []
     for view, moments in summary.items():
-        for moment, entry in moments.items():
+        streams = {f"stream {name}": figures for name, figures in moments.get("streams", {}).items()}
+        for moment, entry in {**{k: v for k, v in moments.items() if k != "streams"}, **streams}.items():
             figures = {
                 k: math.nan if v is None else float(v) for k, v in entry.get("test", entry).items() if k != "round"
             }
