@@ -38,9 +38,11 @@ def test_equals_the_reference(execute: Execute, seed: int, net: Model, refine: i
     options = {"warm": 1, "gap_min": 0.0, "outlier": outlier, "tau": 0.7, "refine": refine}
     fed = run(world, distfl(lr=0.2, probes=PROBES, **options), execute)
     x = noise(net_of(world), PROBES * 4, torch.zeros((), dtype=torch.float64)).numpy()
-    common, models, found = ref_distfl(world, x, lr=0.2, **options)
+    common, models, found, known = ref_distfl(world, x, lr=0.2, **options)
     assert len(models) > 1 and any(3 in g for g in found)
     close({k: v[0] for k, v in fed.server.model.items()}, common)
+    for i, (p, rows) in known.items():
+        np.testing.assert_allclose(fed.server.knowledge[i].numpy(), np.stack([p, *rows]), rtol=0, atol=1e-9)
     assert parts(fed.server.member) == set(map(frozenset, found)) and fed.server.member[1] == 0
     for g, model in zip(found, models, strict=True):
         close({k: v[int(fed.server.member[min(g)])] for k, v in fed.server.model.items()}, model)

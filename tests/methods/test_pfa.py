@@ -60,6 +60,8 @@ def test_equals_the_reference(groups: int, execute: Execute, seed: int, net: Mod
     common, models, found, known = ref_pfa(world, lr=0.2, warm=2, count=groups, eps=EPS)
     assert len(models) > 1 and 3 in known and 1 not in known
     close({k: v[0] for k, v in fed.server.model.items()}, common)
+    for i, s in known.items():
+        np.testing.assert_allclose(fed.server.sparsity[i].numpy(), s, rtol=0, atol=1e-9)
     member = fed.server.member
     assert parts(member[member > 0]) and member[1] == 0
     own = {i: int(member[i]) for g in found for i in g}

@@ -57,8 +57,8 @@ def distfl(
     outlier: float,
     tau: float = 1.0,
     refine: int = 0,
-) -> tuple[Tree, list[Tree], list[set[int]]]:
-    """(w_0, models, clusters). Who comes after the probe round receives w_0, and joins the nearest centroid."""
+) -> tuple[Tree, list[Tree], list[set[int]], dict[int, tuple[Array, Array]]]:
+    """(w_0, models, clusters, knowledge). Who comes later receives w_0, and joins the nearest centroid."""
     train = partial(descend, world, lr=lr)
     common, models, groups = dict(world.first), list[Tree](), list[set[int]]()
     known: dict[int, tuple[Array, Array]] = {}
@@ -99,4 +99,4 @@ def distfl(
                 else:
                     groups[int(d.argmin())].add(i)
         known |= fresh
-    return common, models, groups
+    return common, models, groups, known
