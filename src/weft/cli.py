@@ -10,7 +10,7 @@ import signal
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ def _parser() -> _Parser:
                     help=f"{field.metadata['help']}{said}; default {field.default!r}",
                 )
 
+    def quorum(parser: _Parser) -> None:
+        parser.add_argument("--min-clients", type=int, default=0, help="fewest clients of a round; default half of all")
+        parser.add_argument(
+            "--deadline", type=float, default=60.0, help="seconds a round waits for answers; default 60"
+        )
+
     def several(parser: _Parser, what: str) -> None:
         parser.add_argument("--seeds", type=int, default=1, help=f"runs of each {what}")
         parser.add_argument(
@@ -93,6 +99,8 @@ def _parser() -> _Parser:
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--profile", action="store_true", help="say at the end where the time went")
     running(run)
+    run.add_argument("--nodes", type=int, default=3, help="processes of the executor flower; default 3")
+    quorum(run)
     compare = command("compare", "Train several methods on the same data with the same budget.")
     compare.add_argument("methods", nargs="+", metavar="METHOD", help="NAME, or NAME:option=value,option=value")
     several(compare, "method")
@@ -112,6 +120,19 @@ def _parser() -> _Parser:
     explain = command("explain", "Paper, algorithm, defaults, deviations and wire table of a method.")
     explain.add_argument("method")
     settings(explain, (DataSettings, RunSettings))
+    deploy = command(
+        "deploy", "A federation over a network: `init DIR METHOD` writes it, `node FILE` runs one node of it."
+    )
+    deploy.add_argument("action", choices=["init", "node"])
+    deploy.add_argument("place", metavar="DIR|FILE", help="the folder to write, or the settings file of a node")
+    deploy.set_defaults(method=None)
+    deploy.add_argument("--nodes", type=int, default=3, help="number of nodes; default 3")
+    deploy.add_argument("--own-data", action="store_true", help="each node names its own data; --data is an example")
+    deploy.add_argument("--host", action="append", help="name or address of the server; default localhost")
+    deploy.add_argument("--port", type=int, default=8000, help="port of the server; default 8000")
+    quorum(deploy)
+    settings(deploy, (DataSettings, RunSettings))
+    deploy.add_argument("--config", help="settings as a YAML file; options given here win")
     report = command("report", "Write report.html from run folders.")
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", help="where to write; default: report.html in the first run folder")
@@ -143,15 +164,16 @@ def _main(words: list[str]) -> int:
         "data": _data,
         "models": _models,
         "explain": _explain,
+        "deploy": _deploy,
         "report": _report,
         "partition": _partition,
     }
     own, bare = _options(rest)
-    if args.command == "run" and bare:
+    if args.command in ("run", "deploy") and bare:
         args.method = bare.pop(0)
     if bare:
         raise SettingError(f"{bare[0]!r} is no option: options of a method look like --mu 0.1")
-    if own and args.command not in ("run", "compare", "sweep", "explain"):
+    if own and args.command not in ("run", "compare", "sweep", "explain", "deploy"):
         raise SettingError(f"weft {args.command} has no option --{next(iter(own))} (see `weft {args.command} --help`)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     commands[args.command](args, own)
@@ -265,6 +287,7 @@ def _free(name: str) -> Path:
 
 
 def _run(args: argparse.Namespace, own: dict[str, str]) -> None:
+    from weft.data.optional import optional
     from weft.experiment.run import Run
     from weft.experiment.sources import federated
     from weft.report.page import write_report
@@ -280,8 +303,17 @@ def _run(args: argparse.Namespace, own: dict[str, str]) -> None:
     options = {k: v for k, v in method.items() if k != "name"} if method.get("name") == name else {}
     made = _made(name, options | own | written)
     out = Path(args.out) if args.out else _free(name)
-    run = Run.prepare(made, federated(data), settings, None, out, args.resume, args.tracker, args.profile)
-    with _progress(args, name, settings.rounds) as tell:
+    with ExitStack() as stack:
+        divided, places = federated(data), None
+        if settings.executor == "flower":
+            optional("flwr", extra="flower", use="executor = 'flower'")
+            from weft.deploy.network import on_this_machine
+
+            how = {"deadline": args.deadline, "min_clients": args.min_clients, "plugins": args.plugin}
+            home = out.with_name(f"{out.name}-nodes")
+            places = stack.enter_context(on_this_machine(home, made, data, divided, settings, nodes=args.nodes, **how))
+        run = Run.prepare(made, divided, settings, None, out, args.resume, args.tracker, args.profile, elsewhere=places)
+        tell = stack.enter_context(_progress(args, name, settings.rounds))
         run.go(tell)
     print_comparison(read_runs([out]))
     if args.profile:
@@ -385,6 +417,28 @@ def _explain(args: argparse.Namespace, own: dict[str, str]) -> None:
     data, settings, _ = _prepared(args)
     name, written = _named(args.method)
     print(explain(_made(name, own | written), data, settings))
+
+
+def _deploy(args: argparse.Namespace, own: dict[str, str]) -> None:
+    from weft.data.optional import optional
+
+    optional("flwr", extra="flower", use="weft deploy")
+    place = Path(args.place)
+    if args.action == "node":
+        from weft.deploy.supernode import run_node
+
+        return run_node(place)
+    from weft.deploy.app import init
+
+    data, settings, method = _prepared(args)
+    name, written = _named(args.method or method.get("name", ""))
+    if not name:
+        raise SettingError("no method is named: write `weft deploy init DIR fedavg`")
+    made = _made(name, {k: v for k, v in method.items() if k != "name"} | own | written)
+    how = {"nodes": args.nodes, "own_data": args.own_data, "port": args.port, "plugins": args.plugin}
+    hosts = (*args.host, "localhost", "127.0.0.1") if args.host else ("127.0.0.1", "localhost")
+    init(place, made, data, settings, hosts=hosts, deadline=args.deadline, min_clients=args.min_clients, **how)
+    print(f"{place}: {name} for {args.nodes} nodes; {place / 'README.md'} says how to start it")
 
 
 def _report(args: argparse.Namespace, own: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weft.core.clients import Group
+from weft.core.clients import Clients, Group
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
@@ -54,6 +54,8 @@ class RoundReport:
 
 
 Tell = Callable[[RoundReport], None]
+Elsewhere = Callable[[Method, Here], Clients]
+"""(the method with its parts on, clients in this process) -> the same clients where they live."""
 
 
 def run(
@@ -129,12 +131,18 @@ class Run:
         trackers: Sequence[str] = (),
         profiled: bool = False,
         like: Run | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Run:
         """Build everything that can be refused before anything is written.
 
         `like`: a run on the same data with the same model, precision and device, whose network and examples are used.
+        `elsewhere`: where the clients live, if it is not in this process.
         """
         _refuse(method, data, settings)
+        if settings.executor == "flower" and elsewhere is None:
+            raise SettingError(
+                "executor = 'flower' needs nodes: use `weft run --executor flower` or `weft deploy init`"
+            )
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
         parts = assemble.assembled(method, settings)
@@ -162,6 +170,8 @@ class Run:
         if settings.executor == "batched":
             here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
         here.examine = Examiner(data, chosen.chunk, chosen.workers)
+        if elsewhere is not None:
+            federation = begin(parts, elsewhere(parts, here), data.clients(), settings.init_seed)
         made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
         if profiled:
             here.execute = made._counted(here.execute)
@@ -191,7 +201,8 @@ class Run:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiled, self.clock)
         for number in range(self.done + 1, self.settings.rounds + 1):
-            ids = cohort(self.federation.method, self.data, self.settings, number)
+            there = self.federation.clients.there(torch.from_numpy(able(self.data)))
+            ids = cohort(self.federation.method, there.numpy(), self.settings, number)
             with account.of("aggregation"):
                 played = play(
                     self.federation,
@@ -199,7 +210,7 @@ class Run:
                     ids,
                     skip_not_finite=self.settings.on_nan == "skip",
                     seed=self.settings.seed,
-                    everybody=torch.from_numpy(able(self.data)),
+                    everybody=there,
                     timed=account.of,
                 )
             self.federation = played.federation
@@ -325,19 +336,19 @@ def able(data: FederatedData) -> Indices:
     return np.setdiff1d(np.arange(data.clients()), data.unseen)
 
 
-def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, uniformly without replacement, ascending."""
+def cohort(method: Method, there: Indices, settings: RunSettings, number: int) -> Tensor:
+    """The clients of a round from those that can be in it, uniformly without replacement, ascending."""
     if "pooled data" in method.needs:
         return torch.zeros(1, dtype=torch.int64)
-    there, share = able(data), settings.cohort
-    size = max(1, round(share * len(there))) if share <= 1 else int(share)
+    share = settings.cohort
+    size = max(1, round(share * len(there))) if share <= 1 else min(int(share), len(there))
     chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
     return torch.from_numpy(np.sort(chosen))
 
 
 def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
     """A client of a group: the first of round 1, if there is one, that trains, else any."""
-    first = cohort(method, data, settings, 1)
+    first = cohort(method, able(data), settings, 1)
     for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
         there = ids[torch.isin(ids, group.ids)]
         if len(there):
