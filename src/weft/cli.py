@@ -70,10 +70,8 @@ def _parser() -> _Parser:
                 )
 
     def quorum(parser: _Parser) -> None:
-        parser.add_argument("--min-clients", type=int, default=0, help="fewest clients of a round; default half of all")
-        parser.add_argument(
-            "--deadline", type=float, default=60.0, help="seconds a round waits for answers; default 60"
-        )
+        parser.add_argument("--min-clients", type=int, default=0, help="fewest clients of a round; default: half")
+        parser.add_argument("--deadline", type=float, default=60.0, help="seconds that a round waits; default 60")
 
     def several(parser: _Parser, what: str) -> None:
         parser.add_argument("--seeds", type=int, default=1, help=f"runs of each {what}")
@@ -120,9 +118,7 @@ def _parser() -> _Parser:
     explain = command("explain", "Paper, algorithm, defaults, deviations and wire table of a method.")
     explain.add_argument("method")
     settings(explain, (DataSettings, RunSettings))
-    deploy = command(
-        "deploy", "A federation over a network: `init DIR METHOD` writes it, `node FILE` runs one node of it."
-    )
+    deploy = command("deploy", "Over a network: `init DIR METHOD` writes a federation, `node FILE` runs a node.")
     deploy.add_argument("action", choices=["init", "node"])
     deploy.add_argument("place", metavar="DIR|FILE", help="the folder to write, or the settings file of a node")
     deploy.set_defaults(method=None)

@@ -58,9 +58,7 @@ def init(
     if not 1 <= nodes <= clients:
         raise SettingError(f"nodes = {nodes} for {clients} clients: give each node at least one client")
     if min_clients > clients:
-        raise SettingError(
-            f"min_clients = {min_clients} is more than the {clients} clients there are: use at most that"
-        )
+        raise SettingError(f"min_clients = {min_clients} is more than the {clients} clients: use at most that")
     if not deadline > 0:
         raise SettingError(f"deadline = {deadline} is no time to answer in: use seconds, such as 60")
     settings = {
