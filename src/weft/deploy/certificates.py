@@ -1,4 +1,4 @@
-"""Keys and certificates for development: an authority, a server certificate that it signs, and one key for each node."""
+"""Keys and certificates for development: an authority, the server's certificate, and one key for each node."""
 
 from __future__ import annotations
 

@@ -18,15 +18,14 @@ from flwr.serverapp import Grid
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Exam, Group, Marks, Part, Timed, Traffic, untimed
+from weft.core.clients import Exam, Group, Marks, Part, Timed, untimed
 from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
-from weft.core.here import STACK, finite, nbytes, turn_of
+from weft.core.here import STACK, nbytes, turn_of
 from weft.core.method import Method
-from weft.core.reduction import joined, reduced, sums
 from weft.deploy.call import shapes, unlike, version
-from weft.deploy.records import Corrupt, note, noted, put_download, uploads
-from weft.wire import weigh
+from weft.deploy.parts import heard, together
+from weft.deploy.records import Corrupt, note, noted, put_download
 
 log = logging.getLogger("weft.federation")
 Tell = Callable[[str, str, str], None]
@@ -108,12 +107,12 @@ class Remote:
         with timed("local"):
             for node, ids, reply in self._exchange("turn", wanted, lambda ids: self._asking(turn, message, ids), True):
                 try:
-                    part = self._part(turn, message, like, ids, reply)
+                    part = heard(turn, self.groups[0].net, message, like, ids, reply)
                 except Corrupt as error:
                     self._against(node, "failed", f"{error}; round {message.number} goes on without it")
                     continue
                 self._there |= set(part.ids.tolist())
-                parts = self._joined(turn, [*parts, part])
+                parts = together(turn, self.groups[0].net, [*parts, part])
         yield from parts
 
     def keep(self, ids: Tensor) -> None:
@@ -139,9 +138,7 @@ class Remote:
 
     def state(self, client: int) -> Any:
         """Not to be had."""
-        raise SettingError(
-            f"client = {client}: what clients keep stays at their nodes, so a personal model is only there"
-        )
+        raise SettingError(f"client = {client}: what clients keep stays at their nodes, and so do personal models")
 
     def saved(self) -> Any:
         """After which round each client's state is, and the number under which nodes keep it."""
@@ -184,7 +181,7 @@ class Remote:
     ) -> Iterator[tuple[int, list[int], RecordDict]]:
         """(node, its clients, what it answers) of all that answer in time.
 
-        With `quorum`, a round that has too few answers at the deadline waits for nodes to come back, which are asked too.
+        With `quorum`, a round with too few answers at the deadline waits for nodes to come back, which are asked too.
         """
         start, heard = time.monotonic(), 0
         least = min(self.least, len(wanted)) if quorum else 0
@@ -244,36 +241,6 @@ class Remote:
             yield from like._asdict().values()
 
     # what nodes answer
-
-    def _part(self, turn: Method, message: Asked, like: Any, ids: list[int], reply: RecordDict) -> Part:
-        said = noted(reply, "turn") if "turn" in reply else {}
-        if said.get("ids") != ids or len(said.get("weights", [])) != len(ids):
-            raise Corrupt(f"its answer is not that of the clients {ids}")
-        net = self.groups[0].net
-        up = uploads(reply, turn, net, ids, like)
-        weights = torch.tensor(said["weights"], dtype=_dtype(like))
-        ok, culprit = finite(up, weights)
-        whose = torch.tensor(ids)
-        sizes = (len(array.data) for name in reply if name.startswith("up.") for array in reply[name].values())
-        down = sum(weigh(t, None) for t in _one(turn, message.down)) * len(ids)
-        traffic = Traffic(sum(sizes), down)
-        if not ok.all():
-            up, weights = tree_map(lambda x: x[ok], (up, weights))
-        if ok.any() and sums(turn):
-            up = reduced(turn, net, up, weights)
-        rate = torch.tensor(float(said["rate"]), dtype=weights.dtype)
-        return Part(whose[ok], weights, up, whose[~ok], culprit, traffic, int(said["steps"]), rate)
-
-    def _joined(self, turn: Method, parts: list[Part]) -> list[Part]:
-        """Two parts become one if every reduction is a sum, so that there is never more than one model of sums."""
-        if len(parts) < 2 or not sums(turn):
-            return parts
-        a, b = parts
-        if not (len(a.ids) and len(b.ids)):
-            whole = a if len(a.ids) else b
-            return [_both(a, b, whole.ids, whole.weights, whole.up)]
-        up = joined(turn, self.groups[0].net, [a.up, b.up], [a.weights, b.weights])
-        return [_both(a, b, torch.cat([a.ids, b.ids]), torch.cat([a.weights, b.weights]), up)]
 
     def _fine(self, node: int, reply: Message) -> bool:
         """Whether this is an answer; if not, the node is away."""
@@ -350,20 +317,3 @@ def _asking(remote: Remote, exam: Exam, ids: list[int]) -> RecordDict:
     told = {"number": exam.number, "split": exam.split, "view": exam.view, "full": exam.full, "stacked": stacked}
     note(records, "judge", told | {"past": exam.past[ids].tolist()} | remote._bases(ids))
     return records
-
-
-def _both(a: Part, b: Part, ids: Tensor, weights: Tensor, up: Any) -> Part:
-    traffic = Traffic(a.traffic.up + b.traffic.up, a.traffic.down + b.traffic.down)
-    skipped = torch.cat([a.skipped, b.skipped])
-    return Part(ids, weights, up, skipped, a.culprit or b.culprit, traffic, a.steps + b.steps, b.rate)
-
-
-def _one(turn: Method, down: Any) -> list[dict[str, Tensor]]:
-    """What one client receives."""
-    trees = down._asdict().values()
-    return [{k: v[0] for k, v in t.items()} for t in trees] if turn.private_send else list(trees)
-
-
-def _dtype(like: Any) -> torch.dtype:
-    floats = [v.dtype for tree in like for v in tree.values() if v.dtype.is_floating_point]
-    return floats[0] if floats else torch.get_default_dtype()

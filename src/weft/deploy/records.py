@@ -1,4 +1,4 @@
-"""Flower's records from our values, and back: one record per channel, of exactly the bytes that the channel packs to."""
+"""Flower's records from our values, and back: one record per channel, of exactly the bytes that it packs to."""
 
 from __future__ import annotations
 
@@ -93,6 +93,16 @@ def uploads(records: RecordDict, turn: Method, net: Net, ids: Sequence[int], lik
             each.append({name: one[name] for name in tree})
         stacks[channel] = {name: torch.stack([one[name] for one in each]) for name in tree}
     return type(like)(**stacks)
+
+
+def size(records: RecordDict, prefix: str) -> int:
+    """Bytes of the records whose names begin so."""
+    return sum(
+        len(array.data)
+        for name, one in records.array_records.items()
+        if name.startswith(prefix)
+        for array in one.values()
+    )
 
 
 def _unpacked(channel: str, data: bytes, like: Tree, codec: Codec | None) -> Tree:

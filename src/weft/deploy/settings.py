@@ -60,14 +60,12 @@ class NodeSettings:
             raise SettingError(f"{path} {what}: a node's settings are {', '.join(sorted(known))}")
         made = NodeSettings(**found)
         if not made.clients or sorted(set(made.clients)) != made.clients or made.clients[0] < 0:
-            raise SettingError(
-                f"clients = {made.clients} of {path} are no clients: give ascending numbers, such as [0]"
-            )
+            raise SettingError(f"clients = {made.clients} of {path} are none: give ascending numbers, such as [0]")
         places = {n: (path.parent / getattr(made, n)).resolve() for n in ("certificate", "key", "state")}
         return replace(made, **places)  # type: ignore[arg-type]
 
     def federated(self, population: int) -> FederatedData:
-        """This node's examples as part of a federation of so many clients.
+        """The node's examples as part of a federation of so many clients.
 
         Data by name are divided as everywhere, and the node's clients have their share; with the partition `own`, all
         examples are of the node's one client.

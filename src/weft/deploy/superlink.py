@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,8 @@ def grid(app: Path, address: str) -> Iterator[HttpGrid]:
         status, details = "completed", ""
     finally:
         made_grid._retry_invoker.max_tries = 1
-        try:
+        with suppress(httpx.HTTPError):  # the SuperLink may be gone, and with it the task
             made_grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
-        except httpx.HTTPError:
-            pass  # the SuperLink is gone, and with it the task
         heart.stop()
         made_grid.close()
 

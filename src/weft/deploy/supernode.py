@@ -1,9 +1,9 @@
 """``weft deploy node``: a SuperNode that stays warm.
 
-``flower-supernode`` starts a Python process for every message and asks for the next one every 3 seconds, for which Flower
-1.41 has no setting. This one speaks the same protocol through Flower's client (TLS, signed requests, signs of life,
-chunked objects), asks as often as it is told to, and keeps the method, the data and the traced steps in memory. It
-never runs code that the server sends: the app bundle is not even fetched.
+``flower-supernode`` starts a Python process for every message and asks for the next one every 3 seconds, for which
+Flower 1.41 has no setting. This one speaks the same protocol through Flower's client (TLS, signed requests, signs of
+life, chunked objects), asks as often as it is told to, and keeps the method, the data and the traced steps in memory.
+It never runs code that the server sends: the app bundle is not even fetched.
 """
 
 from __future__ import annotations

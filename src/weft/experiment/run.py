@@ -140,9 +140,7 @@ class Run:
         """
         _refuse(method, data, settings)
         if settings.executor == "flower" and elsewhere is None:
-            raise SettingError(
-                "executor = 'flower' needs nodes: use `weft run --executor flower` or `weft deploy init`"
-            )
+            raise SettingError("executor = 'flower' needs nodes: use `weft run` or `weft deploy init`")
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
         parts = assemble.assembled(method, settings)
