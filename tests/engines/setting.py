@@ -25,7 +25,7 @@ def write_examples(folder: Path) -> Path:
     """Three classes of points, as an npz file."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 360)
-    x = rng.normal(size=(360, 8)) + 2 * rng.normal(size=(3, 8))[y]
+    x = rng.normal(size=(360, 100)) + rng.normal(size=(3, 100))[y]  # as many as mlp has features, for fedproto
     path = folder / "points.npz"
     np.savez(path, x=x.astype(np.float32), y=y)
     return path
