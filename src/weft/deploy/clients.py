@@ -24,7 +24,7 @@ from weft.core.errors import SettingError
 from weft.core.here import STACK, nbytes, turn_of
 from weft.core.method import Method
 from weft.deploy.call import shapes, unlike, version
-from weft.deploy.parts import heard, together
+from weft.deploy.parts import figures, heard, together
 from weft.deploy.records import Corrupt, note, noted, put_download
 
 log = logging.getLogger("weft.federation")
@@ -35,6 +35,10 @@ PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
 POLL = 0.05
 """Seconds between two questions for replies."""
+
+
+WRONG = (ValueError, KeyError, TypeError, AttributeError)
+"""What a reply raises that is not of the form that was asked for; `Corrupt` says so in words."""
 
 
 class TooFew(ArithmeticError):
@@ -108,8 +112,8 @@ class Remote:
             for node, ids, reply in self._exchange("turn", wanted, lambda ids: self._asking(turn, message, ids), True):
                 try:
                     part = heard(turn, self.groups[0].net, message, like, ids, reply)
-                except Corrupt as error:
-                    self._against(node, "failed", f"{error}; round {message.number} goes on without it")
+                except WRONG as error:
+                    self._against(node, "failed", f"{_told(error)}; round {message.number} goes on without it")
                     continue
                 self._there |= set(part.ids.tolist())
                 parts = together(turn, self.groups[0].net, [*parts, part])
@@ -123,18 +127,17 @@ class Remote:
         """Ask every node for the figures of its clients."""
         found: list[dict[str, Any]] = []
         for node, ids, reply in self._exchange("judge", set(range(self.population)), lambda i: _asking(self, exam, i)):
-            marks = noted(reply, "marks") if "marks" in reply else {"ids": [-1]}
-            if set(marks["ids"]) <= set(ids):
-                found.append(marks)
-            else:
-                self._against(node, "failed", f"its figures after round {exam.number} are of other clients")
+            try:
+                found.append(figures(reply, ids))
+            except WRONG as error:
+                self._against(node, "failed", f"{_told(error)}; its figures after round {exam.number} are left out")
         found = [marks for marks in found if marks["ids"]]
-        ids = np.array([k for m in found for k in m["ids"]], dtype=np.int64)
-        order = np.argsort(ids)
+        whose = np.array([k for m in found for k in m["ids"]], dtype=np.int64)
+        order = np.argsort(whose)
         counts = np.array([n for m in found for n in m["counts"]])[order]
         names = list(found[0]["metrics"]) if found else []
         metrics = {n: np.array([v for m in found for v in m["metrics"].get(n, [])])[order] for n in names}
-        return Marks(ids[order], counts, metrics)
+        return Marks(whose[order], counts, metrics)
 
     def state(self, client: int) -> Any:
         """Not to be had."""
@@ -265,7 +268,10 @@ class Remote:
             node = hellos[reply.metadata.reply_to_message_id]
             del self._away[node]
             if self._fine(node, reply):
-                self._greeted(node, noted(reply.content, "hello"))
+                try:
+                    self._greeted(node, noted(reply.content, "hello"))
+                except WRONG as error:
+                    self._against(node, "refused", f"{_told(error)} in what it says of itself")
 
     def _greeted(self, node: int, said: dict[str, Any]) -> None:
         """Take a node in, or say why not."""
@@ -317,3 +323,7 @@ def _asking(remote: Remote, exam: Exam, ids: list[int]) -> RecordDict:
     told = {"number": exam.number, "split": exam.split, "view": exam.view, "full": exam.full, "stacked": stacked}
     note(records, "judge", told | {"past": exam.past[ids].tolist()} | remote._bases(ids))
     return records
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, Corrupt) else f"something is wrong ({type(error).__name__}: {error})"

@@ -174,7 +174,10 @@ def connected(superlink: str, certificate: Path, key: Path) -> Iterator[Fleet]:
         raise SettingError(f"key = {key} is no EC key: make one with `ssh-keygen -t ecdsa -b 384 -f {key}`")
     _compare_clocks(superlink, trusted)
     public = private.public_key()
-    signs = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, public)]
+    signs: list[Any] = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(private, public),
+    ]
     stop = threading.Event()
     with FleetHttpClient.from_server_address(superlink, False, trusted, signs) as client:
         fleet = Fleet(superlink, client, public_key_to_bytes(public))

@@ -40,6 +40,19 @@ def heard(turn: Method, net: Net, message: Message, like: Any, ids: list[int], r
     return Part(whose[ok], weights, up, whose[~ok], culprit, traffic, int(said["steps"]), rate)
 
 
+def figures(reply: RecordDict, ids: list[int]) -> dict[str, Any]:
+    """The marks of the clients `ids`, of those that have examples: ``ids``, ``counts`` and ``metrics``.
+
+    Raises:
+        Corrupt: they are of other clients, or not one for each.
+    """
+    marks = noted(reply, "marks")
+    rows = [marks["counts"], *marks["metrics"].values()]
+    if not set(marks["ids"]) <= set(ids) or any(len(row) != len(marks["ids"]) for row in rows):
+        raise Corrupt(f"its figures are not those of the clients {ids}")
+    return marks
+
+
 def together(turn: Method, net: Net, parts: list[Part]) -> list[Part]:
     """Two parts become one if every reduction is a sum, so that there is never more than one sum of models."""
     if len(parts) < 2 or not sums(turn):

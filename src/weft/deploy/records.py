@@ -31,7 +31,7 @@ def note(records: RecordDict, name: str, values: Mapping[str, Any]) -> None:
 
 def noted(records: RecordDict, name: str) -> dict[str, Any]:
     """The plain values of that record."""
-    found = json.loads(str(records[name]["json"]))  # type: ignore[index, call-overload]
+    found = json.loads(str(records[name]["json"]))
     assert isinstance(found, dict)
     return found
 
@@ -51,7 +51,7 @@ def download(records: RecordDict) -> Any:
     for channel, names in order.items():
         found = load(_bytes(records, f"down.{channel}", "tree"))
         trees[channel] = {name: found[name] for name in names}
-    return namedtuple("Down", order)(**trees)  # type: ignore[misc]
+    return namedtuple("Down", order)(**trees)
 
 
 def put_uploads(records: RecordDict, turn: Method, net: Net, ids: Sequence[int], up: Any) -> None:
@@ -122,6 +122,6 @@ def _array(data: bytes) -> Array:
 
 def _bytes(records: RecordDict, record: str, entry: str) -> bytes:
     try:
-        return bytes(records[record][entry].data)  # type: ignore[index, call-overload, union-attr]
+        return bytes(records[record][entry].data)
     except KeyError:
         raise Corrupt(f"it sent nothing for {entry!r} in {record!r}") from None

@@ -95,6 +95,7 @@ def stand_in(facts: dict[str, Any], clients: int) -> FederatedData:
     )
     rows = Rows.of([np.array([k], dtype=np.int64) for k in range(clients)])
     none = Rows.of([np.zeros(0, dtype=np.int64)] * clients)
+    recipe = {"partition": "at the nodes", "clients": clients}
     splits = {"train": rows, "validation": none, "test": none}
-    note = manifest(source, splits, np.zeros(0, dtype=np.int64), {"partition": "at the nodes", "clients": clients})
-    return FederatedData(source, **splits, protocol="official", manifest=note)
+    note = manifest(source, splits, np.zeros(0, dtype=np.int64), recipe)
+    return FederatedData(source, rows, none, none, protocol="official", manifest=note)

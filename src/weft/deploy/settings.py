@@ -62,7 +62,7 @@ class NodeSettings:
         if not made.clients or sorted(set(made.clients)) != made.clients or made.clients[0] < 0:
             raise SettingError(f"clients = {made.clients} of {path} are none: give ascending numbers, such as [0]")
         places = {n: (path.parent / getattr(made, n)).resolve() for n in ("certificate", "key", "state")}
-        return replace(made, **places)  # type: ignore[arg-type]
+        return replace(made, **places)
 
     def federated(self, population: int) -> FederatedData:
         """The node's examples as part of a federation of so many clients.
@@ -117,6 +117,6 @@ def alone(one: FederatedData, client: int, population: int) -> FederatedData:
         none = np.zeros(0, dtype=np.int64)
         return Rows.of([rows.client(0) if k == client else none for k in range(population)])
 
-    splits = {name: placed(rows) for name, rows in one.splits().items()}
+    train, validation, test = (placed(rows) for rows in one.splits().values())
     others = np.array([k for k in range(population) if k != client], dtype=np.int64)
-    return replace(one, **splits, unseen=others)
+    return replace(one, train=train, validation=validation, test=test, unseen=others)
