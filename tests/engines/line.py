@@ -10,6 +10,7 @@ import yaml
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 
 from weft.deploy.node import Node
 from weft.deploy.settings import NodeSettings
@@ -23,6 +24,7 @@ class Line:
     def __init__(self, **nodes: Answer) -> None:
         self.nodes = {int(name.removeprefix("node")): answer for name, answer in nodes.items()}
         self.replies: dict[str, Message] = {}
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self.bytes: list[tuple[int, str, bytes]] = []  # (node, kind, all that it sent)
 
     def get_node_ids(self) -> list[int]:

@@ -142,8 +142,8 @@ def test_who_is_refused(
     run = prepared(place, "fedavg", Line(**answers), rounds=2, deadline=0.3, min_clients=2)
     with caplog.at_level(logging.WARNING, "weft.federation"):
         run.go()
-    lines = [r.getMessage() for r in caplog.records]
-    assert len(lines) == 1 and why in lines[0] and "is refused" in lines[0], lines
+    lines = [r.getMessage() for r in caplog.records if r.name == "weft.federation"]
+    assert len(lines) == 1 and why in lines[0] and "node node-1" in lines[0] and "is refused" in lines[0], lines
     assert run.federation.turns[[1, 4]].sum() == 0 < run.federation.turns.sum()
 
 

@@ -250,7 +250,8 @@ class Remote:
         if reply.has_error():
             self._against(node, "lost", f"no answer in round {self._number}: {reply.error.reason}")
         elif "refused" in reply.content:
-            self._against(node, "refused", noted(reply.content, "refused")["why"])
+            said = noted(reply.content, "refused")
+            self._against(node, "refused", str(said["why"]), str(said["name"]))
         return not reply.has_error() and "refused" not in reply.content
 
     def _look_round(self) -> None:
@@ -302,10 +303,10 @@ class Remote:
     def _lost(self, client: int, had: list[int]) -> bool:
         return bool(self.last[client]) and int(self.last[client]) not in had
 
-    def _against(self, node: int, state: str, why: str) -> None:
+    def _against(self, node: int, state: str, why: str, name: str = "") -> None:
         """Put a node away, and say so once."""
         seen = self._nodes.pop(node, None)
-        name = seen.name if seen else f"{node}"
+        name = seen.name if seen else name or f"{node}"
         if self._said.get(node) != why:
             clients = f" (client {', '.join(map(str, seen.clients))})" if seen else ""
             log.warning("node %s%s is %s: %s", name, clients, state, why)

@@ -48,7 +48,7 @@ class Node:
             {"hello": post.hello, "turn": post.turn, "judge": post.judge}[kind](message.content, reply)
         except SettingError as error:
             log.error("refused: %s", error)
-            note(reply, "refused", {"why": str(error)})
+            note(reply, "refused", {"why": str(error), "name": self.settings.name})
         return Message(reply, reply_to=message)
 
 
@@ -134,7 +134,8 @@ class Post:
             for k in ids:
                 if k in group.ids:
                     place = torch.searchsorted(group.ids, torch.tensor([k]))
-                    store.scatter(place, tree_map(lambda x: x[None], minds[k]))
+                    own = Mine(minds[k].method, {})  # what codecs remember is for sending, and nobody is judged by it
+                    store.scatter(place, tree_map(lambda x: x[None], own))
         past = torch.zeros(self.population, dtype=torch.int64)
         past[torch.tensor(ids)] = torch.tensor(told["past"])
 
