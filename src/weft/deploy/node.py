@@ -112,7 +112,7 @@ class Post:
                 continue
             places = torch.tensor([ids.index(k) for k in some])
             given = tree_map(lambda x, p=places: x[p], message.down) if turn.private_send else message.down
-            mine = tree_map(lambda *x: torch.stack(x), *[minds[k] for k in some])
+            mine = tree_map(lambda *x: torch.stack(x), *_alike([minds[k] for k in some]))
             drawn = self.here.draw(number, message.ids[places], turn.phases, message.past[places])
             got = self.here.execute(turn, group.net, given, mine, self.here.examples, drawn, self.here.public)
             steps += sum(int((s >= 0).any(2).sum()) for s in drawn.steps.values())
@@ -163,6 +163,12 @@ class Post:
     def _one(self, client: int) -> Mine:
         mine: Mine = tree_map(lambda x: x[0].clone(), self.here.states(torch.tensor([client])))
         return mine
+
+
+def _alike(minds: list[Mine]) -> list[Mine]:
+    """The same with zeros for what codecs remember of those that have sent nothing yet."""
+    blank = {name: tree_map(torch.zeros_like, state) for mine in minds for name, state in mine.codecs.items()}
+    return [Mine(mine.method, {name: mine.codecs.get(name, zero) for name, zero in blank.items()}) for mine in minds]
 
 
 def client_app() -> ClientApp:
