@@ -35,6 +35,8 @@ PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
 POLL = 0.05
 """Seconds between two questions for replies."""
+LONGEST = 5.0
+"""Seconds that a look for replies may take; what is above, the server was not there to listen."""
 
 
 WRONG = (ValueError, KeyError, TypeError, AttributeError)
@@ -43,6 +45,19 @@ WRONG = (ValueError, KeyError, TypeError, AttributeError)
 
 class TooFew(ArithmeticError):
     """A round did not get its quorum; what was saved is whole, and the run can be resumed."""
+
+
+class Clock:
+    """Counts the seconds in which the server has listened: none in which its machine slept, or this process was stopped."""
+
+    def __init__(self) -> None:
+        self._last, self._sum = time.monotonic(), 0.0
+
+    def listened(self) -> float:
+        """Seconds since the beginning; to be asked often."""
+        now = time.monotonic()
+        self._sum, self._last = self._sum + min(now - self._last, LONGEST), now
+        return self._sum
 
 
 class Seen(NamedTuple):
@@ -87,11 +102,11 @@ class Remote:
         Raises:
             TooFew: there is no quorum for several deadlines.
         """
-        start = time.monotonic()
+        clock = Clock()
         while True:
             self._look_round()
             here = sorted({k for node in self._nodes.values() for k in node.clients} & set(able.tolist()))
-            waited = time.monotonic() - start
+            waited = clock.listened()
             if len(here) == len(able) or (len(here) >= self.least and (self._met or waited > self.deadline)):
                 self._met = True
                 return torch.tensor(here)
@@ -186,7 +201,7 @@ class Remote:
 
         With `quorum`, a round with too few answers at the deadline waits for nodes to come back, which are asked too.
         """
-        start, heard = time.monotonic(), 0
+        clock, heard = Clock(), 0
         least = min(self.least, len(wanted)) if quorum else 0
         waiting: dict[str, tuple[int, list[int]]] = {}
         open_to: set[int] = set(wanted)
@@ -205,7 +220,7 @@ class Remote:
                     yield node, ids, reply.content
                 else:
                     open_to |= set(ids) if quorum else set()
-            waited = time.monotonic() - start
+            waited = clock.listened()
             late = waited > self.deadline
             if (not waiting and (heard >= least or not quorum)) or (late and heard >= least):
                 break
