@@ -1,6 +1,6 @@
 """Memory and time of a server with many nodes: ``python -m benchmarks.nodes [NODES [ROUNDS]]``.
 
-The nodes are threads of one process, each with a connection, a key, data and a folder of its own, on a real SuperLink over
+The nodes are threads of one process, each with its own connection, key, data and folder, on a real SuperLink over
 loopback. Prints the resident memory of the server's processes, and the seconds, after every round.
 """
 

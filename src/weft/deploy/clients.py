@@ -48,7 +48,7 @@ class TooFew(ArithmeticError):
 
 
 class Clock:
-    """Counts the seconds in which the server has listened: none in which its machine slept, or this process was stopped."""
+    """Counts the seconds in which the server has listened: few of those in which its machine slept."""
 
     def __init__(self) -> None:
         self._last, self._sum = time.monotonic(), 0.0
