@@ -122,6 +122,6 @@ def _array(data: bytes) -> Array:
 
 def _bytes(records: RecordDict, record: str, entry: str) -> bytes:
     try:
-        return bytes(records[record][entry].data)
+        return bytes(records.array_records[record][entry].data)
     except KeyError:
         raise Corrupt(f"it sent nothing for {entry!r} in {record!r}") from None
