@@ -6,6 +6,7 @@ loopback. Prints the resident memory of the server's processes, and the seconds,
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def resident(process: int) -> float:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    return 0.0
+    raise ProcessLookupError(process)
 
 
 def measure(count: int, rounds: int, folder: Path) -> list[tuple[float, float, float]]:
@@ -76,16 +77,16 @@ def measure(count: int, rounds: int, folder: Path) -> list[tuple[float, float, f
     divided = federated(data)
     with Network(folder / "app", port) as network:
         assert network.superlink
+        link = network.superlink.pid
         register(network.app, network.address, [f"node-{i}" for i in range(count)])
         words = [sys.executable, "-m", "benchmarks.nodes", "serve", str(folder / "app"), str(count)]
         with (folder / "nodes.log").open("wb") as log:
             network.nodes["all"] = subprocess.Popen(words, stdout=log, stderr=log)
 
         def tell(report: RoundReport) -> None:
-            link = resident(network.superlink.pid) if network.superlink else 0.0
-            found.append((link, resident(Path("/proc/self").resolve().name), report.seconds))  # type: ignore[arg-type]
+            found.append((resident(link), resident(os.getpid()), report.seconds))
             print(
-                f"round {report.number}: {report.clients} clients, SuperLink {link:.0f} MiB, "
+                f"round {report.number}: {report.clients} clients, SuperLink {found[-1][0]:.0f} MiB, "
                 f"server {found[-1][1]:.0f} MiB, {report.seconds:.1f} s",
                 flush=True,
             )
