@@ -431,6 +431,8 @@ def _deploy(args: argparse.Namespace, own: dict[str, str]) -> None:
     if not name:
         raise SettingError("no method is named: write `weft deploy init DIR fedavg`")
     made = _made(name, {k: v for k, v in method.items() if k != "name"} | own | written)
+    if not hasattr(args, "on_nan"):  # one node must not stop the others
+        settings = dataclasses.replace(settings, on_nan="skip")
     how = {"nodes": args.nodes, "own_data": args.own_data, "port": args.port, "plugins": args.plugin}
     hosts = (*args.host, "localhost", "127.0.0.1") if args.host else ("127.0.0.1", "localhost")
     init(place, made, data, settings, hosts=hosts, deadline=args.deadline, min_clients=args.min_clients, **how)

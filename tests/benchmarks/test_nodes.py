@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="weft[flower] is not installed")
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 def test_memory_of_the_server_does_not_grow_with_rounds(tmp_path: Path) -> None:
     from benchmarks.nodes import measure
+
     from weft.experiment.plugins import load_methods
 
     load_methods()

@@ -179,14 +179,14 @@ def refused(network: Any, key: str, *before: str, **told: Any) -> str:
 
 
 def test_a_duplicate_identity(network: Any) -> None:
-    assert "its key is in use" in refused(network, "node-0")
+    assert "or another process uses it" in refused(network, "node-0")
 
 
 def test_an_unknown_node(network: Any) -> None:
     from weft.deploy.certificates import write_node
 
     write_node(network.app / "nodes", "stranger")
-    assert "does not know this node's key" in refused(network, "stranger")
+    assert "its key is not registered there" in refused(network, "stranger")
 
 
 def test_a_wrong_clock(network: Any) -> None:

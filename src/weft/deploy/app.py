@@ -15,7 +15,7 @@ from weft.deploy.certificates import write_authority, write_node, write_server
 from weft.deploy.settings import OWN, source
 from weft.experiment.settings import DataSettings, RunSettings, plain
 
-HOSTS = ("localhost", "127.0.0.1")
+HOSTS = ("127.0.0.1", "localhost")
 TEMPLATES = Path(__file__).parent / "templates"
 
 

@@ -91,7 +91,11 @@ class Fleet:
             push_objects(get_all_nested_objects(reply), push_one, object_ids_to_push=set(got.objects_to_push))
 
     def activate(self) -> int:
-        """Tell the server that this node is here; returns its number there."""
+        """Tell the server that this node is here; returns its number there.
+
+        Raises:
+            SystemExit: the server does not take it in.
+        """
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
         until, said = time.monotonic() + 3 * HEARTBEAT, False
         while True:
@@ -99,13 +103,17 @@ class Fleet:
                 self._node = Node(node_id=self._try(self._client.ActivateNode, request).node_id)
                 return int(self._node.node_id)
             except httpx.HTTPStatusError as error:
-                if time.monotonic() > until:
+                if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                    raise
+                if time.monotonic() > until:  # Flower does not say which of the two it is
                     raise SystemExit(
-                        f"weft: {self._superlink} does not take this node in, since its key is in use: give every node "
-                        f"a key of its own, or end the other process ({error.response.status_code})"
+                        f"weft: {self._superlink} does not take this node in: its key is not registered there (`flwr "
+                        "supernode register NAME.pub`), or another process uses it (give every node a key of its own)"
                     ) from None
             if not said:
-                log.warning("this node's key is in use at the server, or was until just now: trying again")
+                log.warning(
+                    "not taken in yet; a node that was killed is held to be there for some seconds: trying again"
+                )
                 said = True
             time.sleep(1)
 
