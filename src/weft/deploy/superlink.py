@@ -38,6 +38,10 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_
 """Flower's processes tell nobody about themselves, and look for tasks often."""
 
 
+PATIENCE = 60.0
+"""Seconds that a run on this machine waits for a SuperLink that does not answer."""
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
@@ -114,8 +118,11 @@ def grid(app: Path, address: str) -> Iterator[HttpGrid]:
         made_grid.set_run(run_from_proto(given.run))
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
+        made_grid._retry_invoker.max_time = PATIENCE
         yield made_grid
         status, details = "completed", ""
+    except httpx.TransportError as error:
+        raise ConnectionError(f"the SuperLink at {address} has not answered for {PATIENCE:.0f} s ({error})") from None
     finally:
         made_grid._retry_invoker.max_tries = 1
         with suppress(httpx.HTTPError):  # the SuperLink may be gone, and with it the task
