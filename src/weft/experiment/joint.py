@@ -21,7 +21,7 @@ from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
 from weft.experiment.drawing import Once
 from weft.experiment.result import Result
-from weft.experiment.run import RoundReport, Run, Tell, cohort, typical
+from weft.experiment.run import RoundReport, Run, Tell, able, cohort, typical
 from weft.experiment.settings import RunSettings
 
 Policy = Literal["auto", "always", "never"]
@@ -136,7 +136,7 @@ def _one_step(run: Run, execute: Execute, clock: Clock) -> None:
 
 def at_once(run: Run) -> int:
     """How many runs like this one may go together: their clients' models must fit into memory."""
-    clients = len(cohort(run.federation.method, run.data, run.settings, 1))
+    clients = len(cohort(run.federation.method, able(run.data), run.settings, 1))
     return max(1, min(_MOST, _ROUND // (clients * _bytes(run))))
 
 
