@@ -115,13 +115,13 @@ def test_poisson_cohorts_vary_and_are_fair(words: list[Any], tmp_path: Path) -> 
     from tests.experiment.small import source
 
     from weft.data import federate
-    from weft.experiment.cohort import cohort
+    from weft.experiment.cohort import able, cohort
     from weft.experiment.settings import RunSettings
     from weft.methods.fedavg import fedavg
 
     data = federate(source(), clients=20, alpha=5.0)
     settings = RunSettings(sampling="poisson", cohort=0.3)
-    drawn = [cohort(fedavg(), data, settings, n).numpy() for n in range(1, 801)]
+    drawn = [cohort(fedavg(), able(data), settings, n).numpy() for n in range(1, 801)]
     sizes = np.array([len(d) for d in drawn])
     assert sizes.mean() == pytest.approx(6, abs=0.3) and sizes.var() == pytest.approx(20 * 0.3 * 0.7, rel=0.2)
     often = np.bincount(np.concatenate(drawn), minlength=20) / 800

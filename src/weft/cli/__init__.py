@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from weft.cli import show, train, watch
+from weft.cli import network, show, train, watch
 from weft.cli.words import options, parser
 from weft.core.errors import SettingError
 
@@ -53,16 +53,17 @@ def _main(words: list[str]) -> int:
         "data": show.data,
         "models": show.models,
         "explain": show.explain,
+        "deploy": network.deploy,
         "report": show.report,
         "status": watch.status,
         "partition": show.partition,
     }
     own, bare = options(rest)
-    if args.command == "run" and bare:
+    if args.command in ("run", "deploy") and bare:
         args.method = bare.pop(0)
     if bare:
         raise SettingError(f"{bare[0]!r} is no option: options of a method look like --mu 0.1")
-    if own and args.command not in ("run", "compare", "sweep", "explain"):
+    if own and args.command not in ("run", "compare", "sweep", "explain", "deploy"):
         raise SettingError(f"weft {args.command} has no option --{next(iter(own))} (see `weft {args.command} --help`)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     commands[args.command](args, own)

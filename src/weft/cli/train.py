@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from weft.core.errors import SettingError
 
 def run(args: argparse.Namespace, own: dict[str, str]) -> None:
     """Train one method."""
+    from weft.data.optional import optional
     from weft.experiment.run import Run
     from weft.experiment.sources import federated
     from weft.report.page import write_report
@@ -32,9 +33,17 @@ def run(args: argparse.Namespace, own: dict[str, str]) -> None:
     options = {k: v for k, v in method.items() if k != "name"} if method.get("name") == name else {}
     wanted = made(name, options | own | written)
     out = Path(args.out) if args.out else _free(name)
-    run = Run.prepare(wanted, federated(data), settings, None, out, args.resume, args.tracker, args.profile)
-    with _progress(args, name, settings.rounds) as tell:
-        run.go(tell)
+    with ExitStack() as stack:
+        divided, places = federated(data), None
+        if settings.executor == "flower":
+            optional("flwr", extra="flower", use="executor = 'flower'")
+            from weft.deploy.network import on_this_machine
+
+            how = {"deadline": args.deadline, "min_clients": args.min_clients, "plugins": args.plugin}
+            home = out.with_name(f"{out.name}-nodes")
+            places = stack.enter_context(on_this_machine(home, wanted, data, divided, settings, nodes=args.nodes, **how))
+        run = Run.prepare(wanted, divided, settings, None, out, args.resume, args.tracker, args.profile, elsewhere=places)
+        run.go(stack.enter_context(_progress(args, name, settings.rounds)))
     print_comparison(read_runs([out]))
     if args.profile:
         print("\n".join(run.profile()))

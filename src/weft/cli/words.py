@@ -47,6 +47,10 @@ def parser() -> _Parser:
                     **more,
                 )
 
+    def quorum(parser: _Parser) -> None:
+        parser.add_argument("--min-clients", type=int, default=0, help="fewest clients of a round; default: half")
+        parser.add_argument("--deadline", type=float, default=60.0, help="seconds that a round waits; default 60")
+
     def several(parser: _Parser, what: str) -> None:
         parser.add_argument("--seeds", type=int, default=1, help=f"runs of each {what}")
         parser.add_argument(
@@ -71,6 +75,8 @@ def parser() -> _Parser:
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--profile", action="store_true", help="say at the end where the time went")
     running(run)
+    run.add_argument("--nodes", type=int, default=3, help="processes of the executor flower; default 3")
+    quorum(run)
     compare = command("compare", "Train several methods on the same data with the same budget.")
     compare.add_argument("methods", nargs="+", metavar="METHOD", help="NAME, or NAME:option=value,option=value")
     several(compare, "method")
@@ -90,6 +96,17 @@ def parser() -> _Parser:
     explain = command("explain", "Paper, algorithm, defaults, deviations and wire table of a method.")
     explain.add_argument("method")
     settings(explain, (DataSettings, RunSettings))
+    deploy = command("deploy", "Over a network: `init DIR METHOD` writes a federation, `node FILE` runs a node.")
+    deploy.add_argument("action", choices=["init", "node"])
+    deploy.add_argument("place", metavar="DIR|FILE", help="the folder to write, or the settings file of a node")
+    deploy.set_defaults(method=None)
+    deploy.add_argument("--nodes", type=int, default=3, help="number of nodes; default 3")
+    deploy.add_argument("--own-data", action="store_true", help="each node names its own data; --data is an example")
+    deploy.add_argument("--host", action="append", help="name or address of the server; default localhost")
+    deploy.add_argument("--port", type=int, default=8000, help="port of the server; default 8000")
+    quorum(deploy)
+    settings(deploy, (DataSettings, RunSettings))
+    deploy.add_argument("--config", help="settings as a YAML file; options given here win")
     report = command("report", "Write report.html from run folders.")
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", help="where to write; default: report.html in the first run folder")

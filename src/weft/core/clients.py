@@ -97,6 +97,9 @@ class Clients(Protocol):
     def groups(self) -> tuple[Group, ...]:
         """Who has which architecture; the first one's is also the server's."""
 
+    def there(self, able: Tensor) -> Tensor:
+        """Those of these clients (int64, ascending) that could be in a round now."""
+
     def hear(self, message: Message, timed: Timed = untimed) -> Iterable[Part]:
         """Let clients take their turns. What they will keep is only put by, so that a round may fail or be repeated."""
 

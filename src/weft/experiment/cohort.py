@@ -18,22 +18,22 @@ def able(data: FederatedData) -> Indices:
     return np.setdiff1d(np.arange(data.clients()), data.unseen)
 
 
-def expected(data: FederatedData, settings: RunSettings) -> float:
-    """How many clients a round has; with Poisson sampling on average, which need be no whole number."""
-    there, share = len(able(data)), settings.cohort
+def expected(there: int, settings: RunSettings) -> float:
+    """How many of the clients that are there a round has; with Poisson sampling on average, maybe no whole number."""
+    share = settings.cohort
     if settings.sampling == "poisson":
         return share * there if share <= 1 else share
-    return max(1, round(share * there)) if share <= 1 else int(share)
+    return max(1, round(share * there)) if share <= 1 else min(int(share), there)
 
 
-def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, ascending: uniformly without replacement, or each with the same chance.
+def cohort(method: Method, there: Indices, settings: RunSettings, number: int) -> Tensor:
+    """The clients of a round of those that are there, ascending: uniformly without replacement, or each with one chance.
 
     A round of nobody is a round of one, since there is nothing else to play.
     """
     if "pooled data" in method.needs:
         return torch.zeros(1, dtype=torch.int64)
-    there, size = able(data), expected(data, settings)
+    size = expected(len(there), settings)
     rng = stream(settings.seed, "cohort", number)
     if settings.sampling == "poisson":
         chosen = there[rng.random(len(there)) < size / len(there)]
@@ -45,7 +45,7 @@ def cohort(method: Method, data: FederatedData, settings: RunSettings, number: i
 
 def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
     """A client of a group: the first of round 1, if there is one, that trains, else any."""
-    first = cohort(method, data, settings, 1)
+    first = cohort(method, able(data), settings, 1)
     for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
         there = ids[torch.isin(ids, group.ids)]
         if len(there):

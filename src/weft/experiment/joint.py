@@ -19,7 +19,7 @@ from weft.data.federated import FederatedData
 from weft.executors import Batched
 from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
-from weft.experiment.cohort import cohort, typical
+from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.drawing import Once
 from weft.experiment.result import Result
 from weft.experiment.run import RoundReport, Run, Tell
@@ -139,7 +139,7 @@ def _one_step(run: Run, execute: Execute, clock: Clock) -> None:
 
 def at_once(run: Run) -> int:
     """How many runs like this one may go together: their clients' models must fit into memory."""
-    clients = len(cohort(run.federation.method, run.data, run.settings, 1))
+    clients = len(cohort(run.federation.method, able(run.data), run.settings, 1))
     return max(1, min(_MOST, _ROUND // (clients * _bytes(run))))
 
 

@@ -65,7 +65,8 @@ def protection(method: Method, data: FederatedData, settings: RunSettings) -> Pr
                     f"--dp local; an option of the method with this name is written {method.name}:{name}=..."
                 )
         return None
-    there, size = len(able(data)), expected(data, settings)
+    there = len(able(data))
+    size = expected(there, settings)
     privacy = Privacy(
         settings.dp,
         size,
@@ -103,7 +104,7 @@ def _counts(method: Method, data: FederatedData, settings: RunSettings) -> np.nd
     """After each round, how many turns the client has had that has had most."""
     turns, most = np.zeros(data.clients(), dtype=np.int64), []
     for number in range(1, settings.rounds + 1):
-        turns[cohort(method, data, settings, number).numpy()] += 1
+        turns[cohort(method, able(data), settings, number).numpy()] += 1
         most.append(int(turns.max()))
     return np.array(most)
 
@@ -135,7 +136,7 @@ def as_sent(method: Method, data: FederatedData, settings: RunSettings) -> Metho
         raise SettingError(
             "secure_aggregation needs at least two clients in a round, and sampling = poisson may draw fewer"
         )
-    size = int(expected(data, settings)) if "pooled data" not in method.needs else 1
+    size = int(expected(len(able(data)), settings)) if "pooled data" not in method.needs else 1
     if size < 2:
         raise SettingError("secure_aggregation of a single client hides nothing: use a cohort of 2 or more")
     if not settings.secure_weight > 0:

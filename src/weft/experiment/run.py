@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from weft.core.clients import Clients
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
@@ -52,6 +53,8 @@ class RoundReport:
 
 
 Tell = Callable[[RoundReport], None]
+Elsewhere = Callable[[Method, Here], Clients]
+"""(the method with its parts on, clients in this process) -> the same clients where they live."""
 
 
 @dataclass
@@ -87,12 +90,16 @@ class Run:
         trackers: Sequence[str] = (),
         profiled: bool = False,
         like: Run | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Run:
         """Build everything that can be refused before anything is written.
 
         `like`: a run on the same data with the same model, precision and device, whose network and examples are used.
+        `elsewhere`: where the clients live, if it is not in this process.
         """
         refuse(method, data, settings)
+        if settings.executor == "flower" and elsewhere is None:
+            raise SettingError("executor = 'flower' needs nodes: use `weft run` or `weft deploy init`")
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
         guard = protection(method, data, settings)
@@ -122,6 +129,8 @@ class Run:
         if settings.executor == "batched":
             here.execute = Batched(chosen.chunk, chosen.workers, settings.rounds)
         here.examine = Examiner(data, chosen.chunk, chosen.workers)
+        if elsewhere is not None:
+            federation = begin(parts, elsewhere(parts, here), data.clients(), settings.init_seed)
         made = Run(method, data, settings, federation, here, where, found, chosen, model, guard)
         if profiled:
             made.profiling = Profile()
@@ -183,7 +192,8 @@ class Run:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiling is not None, self.clock)
         for number in range(self.done + 1, self.last + 1):
-            ids = cohort(self.federation.method, self.data, self.settings, number)
+            there = self.federation.clients.there(torch.from_numpy(able(self.data)))
+            ids = cohort(self.federation.method, there.numpy(), self.settings, number)
             status.round(number, ids.tolist())
             with account.of("aggregation"):
                 played = play(
@@ -192,7 +202,7 @@ class Run:
                     ids,
                     skip_not_finite=self.settings.on_nan == "skip",
                     seed=self.settings.seed,
-                    everybody=torch.from_numpy(able(self.data)),
+                    everybody=there,
                     timed=account.of,
                 )
             self.federation = played.federation

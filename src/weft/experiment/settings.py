@@ -63,7 +63,9 @@ class RunSettings:
     precision: Literal["fp32", "fp64", "bf16"] = _set(
         "fp32", "floating-point type of the parameters; bf16: fp32 parameters, products in bfloat16"
     )
-    executor: Literal["batched", "loop"] = _set("batched", "batched: many clients as one program; loop: one by one")
+    executor: Literal["batched", "loop", "flower"] = _set(
+        "batched", "batched: many clients as one program; loop: one by one; flower: at nodes, over a network"
+    )
     chunk: int = _set(0, "most clients in one program; 0: planned from the model and the machine")
     workers: int = _set(0, "programs side by side; 0: one for each core, or one on a GPU")
     evaluate_every: int = _set(1, "rounds between evaluations")

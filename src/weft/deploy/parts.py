@@ -1,0 +1,81 @@
+"""Parts of a round from what nodes answer, joined as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from weft.core.clients import Message, Part, Traffic
+from weft.core.here import culprit_of, finite
+from weft.core.method import Method
+from weft.core.net import Net
+from weft.core.reduction import joined, reduced, sums
+from weft.deploy.records import Corrupt, noted, size, uploads
+from weft.wire import weigh
+
+
+def heard(turn: Method, net: Net, message: Message, like: Any, ids: list[int], reply: RecordDict) -> Part:
+    """What a node has answered for the clients `ids`.
+
+    Raises:
+        Corrupt: it is not what was asked for.
+    """
+    said = noted(reply, "turn") if "turn" in reply else {}
+    if said.get("ids") != ids or len(said.get("weights", [])) != len(ids):
+        raise Corrupt(f"its answer is not one of the clients {ids}")
+    up = uploads(reply, turn, net, ids, like)
+    weights = torch.tensor(said["weights"], dtype=_dtype(like))
+    ok, culprit, whose = finite(up, weights), "", torch.tensor(ids)
+    traffic = Traffic(size(reply, "up."), _received(turn, message.down) * len(ids))
+    if not ok.all():
+        culprit = culprit_of(up)
+        up, weights = tree_map(lambda x: x[ok], (up, weights))
+    if ok.any() and sums(turn):
+        up = reduced(turn, net, up, weights)
+    rate = torch.tensor(float(said["rate"]), dtype=weights.dtype)
+    return Part(whose[ok], weights, up, whose[~ok], culprit, traffic, int(said["steps"]), rate)
+
+
+def figures(reply: RecordDict, ids: list[int]) -> dict[str, Any]:
+    """The marks of the clients `ids`, of those that have examples: ``ids``, ``counts`` and ``metrics``.
+
+    Raises:
+        Corrupt: they are of other clients, or not one for each.
+    """
+    marks = noted(reply, "marks")
+    rows = [marks["counts"], *marks["metrics"].values()]
+    if not set(marks["ids"]) <= set(ids) or any(len(row) != len(marks["ids"]) for row in rows):
+        raise Corrupt(f"its figures are not those of the clients {ids}")
+    return marks
+
+
+def together(turn: Method, net: Net, parts: list[Part]) -> list[Part]:
+    """Two parts become one if every reduction is a sum, so that there is never more than one sum of models."""
+    if len(parts) < 2 or not sums(turn):
+        return parts
+    a, b = parts
+    whole = a if len(a.ids) else b
+    ids, weights, up = whole.ids, whole.weights, whole.up
+    if len(a.ids) and len(b.ids):
+        ids, weights = torch.cat([a.ids, b.ids]), torch.cat([a.weights, b.weights])
+        up = joined(turn, net, [a.up, b.up], [a.weights, b.weights])
+    traffic = Traffic(a.traffic.up + b.traffic.up, a.traffic.down + b.traffic.down)
+    skipped, culprit = torch.cat([a.skipped, b.skipped]), a.culprit or b.culprit
+    return [Part(ids, weights, up, skipped, culprit, traffic, a.steps + b.steps, b.rate)]
+
+
+def _received(turn: Method, down: Any) -> int:
+    """Bytes that one client receives."""
+    trees: list[dict[str, Tensor]] = list(down._asdict().values())
+    if turn.private_send:
+        trees = [{k: v[0] for k, v in tree.items()} for tree in trees]
+    return sum(weigh(tree, None) for tree in trees)
+
+
+def _dtype(like: Any) -> torch.dtype:
+    floats = [v.dtype for tree in like for v in tree.values() if v.dtype.is_floating_point]
+    return floats[0] if floats else torch.get_default_dtype()
