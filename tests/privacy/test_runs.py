@@ -112,13 +112,6 @@ def test_secure_aggregation_gives_the_same_model(words: list[Any], tmp_path: Pat
 
 
 def test_poisson_cohorts_vary_and_are_fair(words: list[Any], tmp_path: Path) -> None:
-    from tests.experiment.small import source
-
-    from weft.data import federate
-    from weft.experiment.cohort import able, cohort
-    from weft.experiment.settings import RunSettings
-    from weft.methods.fedavg import fedavg
-
     data = federate(source(), clients=20, alpha=5.0)
     settings = RunSettings(sampling="poisson", cohort=0.3)
     drawn = [cohort(fedavg(), able(data), settings, n).numpy() for n in range(1, 801)]
