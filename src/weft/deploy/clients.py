@@ -24,6 +24,7 @@ from weft.core.errors import SettingError
 from weft.core.here import STACK, nbytes, turn_of
 from weft.core.method import Method
 from weft.deploy.call import shapes, unlike, version
+from weft.deploy.clock import Clock
 from weft.deploy.parts import figures, heard, together
 from weft.deploy.records import Corrupt, note, noted, put_download
 
@@ -35,29 +36,12 @@ PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
 POLL = 0.05
 """Seconds between two questions for replies."""
-LONGEST = 5.0
-"""Seconds that a look for replies may take; what is above, the server was not there to listen."""
-
-
 WRONG = (ValueError, KeyError, TypeError, AttributeError)
 """What a reply raises that is not of the form that was asked for; `Corrupt` says so in words."""
 
 
 class TooFew(ArithmeticError):
     """A round did not get its quorum; what was saved is whole, and the run can be resumed."""
-
-
-class Clock:
-    """Counts the seconds in which the server has listened: few of those in which its machine slept."""
-
-    def __init__(self) -> None:
-        self._last, self._sum = time.monotonic(), 0.0
-
-    def listened(self) -> float:
-        """Seconds since the beginning; to be asked often."""
-        now = time.monotonic()
-        self._sum, self._last = self._sum + min(now - self._last, LONGEST), now
-        return self._sum
 
 
 class Seen(NamedTuple):
@@ -106,7 +90,7 @@ class Remote:
         while True:
             self._look_round()
             here = sorted({k for node in self._nodes.values() for k in node.clients} & set(able.tolist()))
-            waited = clock.listened()
+            waited = clock.waited()
             if len(here) == len(able) or (len(here) >= self.least and (self._met or waited > self.deadline)):
                 self._met = True
                 return torch.tensor(here)
@@ -220,7 +204,7 @@ class Remote:
                     yield node, ids, reply.content
                 else:
                     open_to |= set(ids) if quorum else set()
-            waited = clock.listened()
+            waited = clock.waited()
             late = waited > self.deadline
             if (not waiting and (heard >= least or not quorum)) or (late and heard >= least):
                 break

@@ -39,6 +39,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from weft.core.errors import SettingError
+from weft.deploy.clock import Clock
 
 log = logging.getLogger("weft.node")
 HEARTBEAT = 10.0
@@ -97,7 +98,7 @@ class Fleet:
             SystemExit: the server does not take it in.
         """
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
-        until, said = time.monotonic() + 3 * HEARTBEAT, False
+        clock, said = Clock(), False
         while True:
             try:
                 self._node = Node(node_id=self._try(self._client.ActivateNode, request).node_id)
@@ -105,7 +106,7 @@ class Fleet:
             except httpx.HTTPStatusError as error:
                 if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
                     raise
-                if time.monotonic() > until:  # Flower does not say which of the two it is
+                if clock.waited() > 3 * HEARTBEAT:  # Flower does not say which of the two it is
                     raise SystemExit(
                         f"weft: {self._superlink} does not take this node in: its key is not registered there (`flwr "
                         "supernode register NAME.pub`), or another process uses it (give every node a key of its own)"

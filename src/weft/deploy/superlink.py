@@ -33,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from weft.core.errors import SettingError
+from weft.deploy.clock import Clock
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """Flower's processes tell nobody about themselves, and look for tasks often."""
@@ -78,8 +79,8 @@ def start_superlink(
         started = subprocess.Popen(
             [str(w) for w in words], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=app
         )
-    deadline = time.monotonic() + 60
-    while started.poll() is None and time.monotonic() < deadline:
+    clock = Clock()
+    while started.poll() is None and clock.waited() < 60:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return started
