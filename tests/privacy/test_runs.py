@@ -13,9 +13,13 @@ import pytest
 pytest.importorskip("dp_accounting", reason="the ledger needs the package dp-accounting")
 pytest.importorskip("cryptography", reason="secure aggregation needs the package cryptography")
 
-from tests.experiment.small import RUN, archive, bits, snapshot, weft
+from tests.experiment.small import RUN, archive, bits, snapshot, source, weft
 
-from weft.experiment.run import reopen
+from weft.data import federate
+from weft.experiment.api import reopen
+from weft.experiment.cohort import able, cohort
+from weft.experiment.settings import RunSettings
+from weft.methods.fedavg import fedavg
 from weft.privacy.ledger import Ledger
 
 DP = ["--dp", "central", "--clip-norm", 0.5, "--noise-multiplier", 4, "--delta", 1e-3]
