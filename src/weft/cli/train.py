@@ -41,8 +41,12 @@ def run(args: argparse.Namespace, own: dict[str, str]) -> None:
 
             how = {"deadline": args.deadline, "min_clients": args.min_clients, "plugins": args.plugin}
             home = out.with_name(f"{out.name}-nodes")
-            places = stack.enter_context(on_this_machine(home, wanted, data, divided, settings, nodes=args.nodes, **how))
-        run = Run.prepare(wanted, divided, settings, None, out, args.resume, args.tracker, args.profile, elsewhere=places)
+            places = stack.enter_context(
+                on_this_machine(home, wanted, data, divided, settings, nodes=args.nodes, **how)
+            )
+        run = Run.prepare(
+            wanted, divided, settings, None, out, args.resume, args.tracker, args.profile, elsewhere=places
+        )
         run.go(stack.enter_context(_progress(args, name, settings.rounds)))
     print_comparison(read_runs([out]))
     if args.profile:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -25,7 +24,7 @@ from weft.core.here import STACK, nbytes, turn_of
 from weft.core.method import Method
 from weft.deploy.call import shapes, unlike, version
 from weft.deploy.clock import Clock
-from weft.deploy.parts import figures, heard, together
+from weft.deploy.parts import figures, gathered, heard, together
 from weft.deploy.records import Corrupt, note, noted, put_download
 
 log = logging.getLogger("weft.federation")
@@ -122,21 +121,16 @@ class Remote:
         """The nodes are told with the next message."""
         self.last[ids] = self._number
 
-    def judge(self, exam: Exam) -> Marks:
+    def judge(self, exam: Exam) -> dict[str, Marks]:
         """Ask every node for the figures of its clients."""
-        found: list[dict[str, Any]] = []
+        found: dict[str, list[dict[str, Any]]] = {}
         for node, ids, reply in self._exchange("judge", set(range(self.population)), lambda i: _asking(self, exam, i)):
             try:
-                found.append(figures(reply, ids))
+                for part, marks in figures(reply, ids).items():
+                    found.setdefault(part, []).append(marks)
             except WRONG as error:
                 self._against(node, "failed", f"{_told(error)}; its figures after round {exam.number} are left out")
-        found = [marks for marks in found if marks["ids"]]
-        whose = np.array([k for m in found for k in m["ids"]], dtype=np.int64)
-        order = np.argsort(whose)
-        counts = np.array([n for m in found for n in m["counts"]])[order]
-        names = list(found[0]["metrics"]) if found else []
-        metrics = {n: np.array([v for m in found for v in m["metrics"].get(n, [])])[order] for n in names}
-        return Marks(whose[order], counts, metrics)
+        return {part: gathered(each) for part, each in found.items()}
 
     def state(self, client: int) -> Any:
         """Not to be had."""

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Exam, Group
+from weft.core.clients import Exam, Group, Marks
 from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
 from weft.core.here import Here, turn_of
@@ -143,9 +143,8 @@ class Post:
             places = [ids.index(k) for k in wanted.tolist()]
             return (tree_map(lambda x: x[places], down) if told["stacked"] else down), told["stacked"]
 
-        marks = self.here.judge(Exam(told["number"], told["split"], told["view"], told["full"], past, look))
-        metrics = {name: values.tolist() for name, values in marks.metrics.items()}
-        note(reply, "marks", {"ids": marks.ids.tolist(), "counts": marks.counts.tolist(), "metrics": metrics})
+        found = self.here.judge(Exam(told["number"], told["split"], told["view"], told["full"], past, look))
+        note(reply, "marks", {part: _plain(marks) for part, marks in found.items()})
 
     def _minds(self, rounds: dict[int, int]) -> dict[int, Mine]:
         try:
@@ -163,6 +162,11 @@ class Post:
     def _one(self, client: int) -> Mine:
         mine: Mine = tree_map(lambda x: x[0].clone(), self.here.states(torch.tensor([client])))
         return mine
+
+
+def _plain(marks: Marks) -> dict[str, Any]:
+    metrics = {name: values.tolist() for name, values in marks.metrics.items()}
+    return {"ids": marks.ids.tolist(), "counts": marks.counts.tolist(), "metrics": metrics}
 
 
 def _alike(minds: list[Mine]) -> list[Mine]:

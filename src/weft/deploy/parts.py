@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Message, Part, Traffic
+from weft.core.clients import Marks, Message, Part, Traffic
 from weft.core.here import culprit_of, finite
 from weft.core.method import Method
 from weft.core.net import Net
@@ -40,17 +42,29 @@ def heard(turn: Method, net: Net, message: Message, like: Any, ids: list[int], r
     return Part(whose[ok], weights, up, whose[~ok], culprit, traffic, int(said["steps"]), rate)
 
 
-def figures(reply: RecordDict, ids: list[int]) -> dict[str, Any]:
-    """The marks of the clients `ids`, of those that have examples: ``ids``, ``counts`` and ``metrics``.
+def figures(reply: RecordDict, ids: list[int]) -> dict[str, dict[str, Any]]:
+    """By the name of what was asked, the marks of those of `ids` that have examples: ``ids``, ``counts``, ``metrics``.
 
     Raises:
         Corrupt: they are of other clients, or not one for each.
     """
-    marks = noted(reply, "marks")
-    rows = [marks["counts"], *marks["metrics"].values()]
-    if not set(marks["ids"]) <= set(ids) or any(len(row) != len(marks["ids"]) for row in rows):
-        raise Corrupt(f"its figures are not those of the clients {ids}")
-    return marks
+    found = noted(reply, "marks")
+    for marks in found.values():
+        rows = [marks["counts"], *marks["metrics"].values()]
+        if not set(marks["ids"]) <= set(ids) or any(len(row) != len(marks["ids"]) for row in rows):
+            raise Corrupt(f"its figures are not those of the clients {ids}")
+    return found
+
+
+def gathered(each: Sequence[dict[str, Any]]) -> Marks:
+    """The marks of several nodes in the order of client ids."""
+    each = [marks for marks in each if marks["ids"]]
+    whose = np.array([k for marks in each for k in marks["ids"]], dtype=np.int64)
+    order = np.argsort(whose)
+    counts = np.array([n for marks in each for n in marks["counts"]], dtype=np.int64)[order]
+    names = list(each[0]["metrics"]) if each else []
+    metrics = {n: np.array([v for marks in each for v in marks["metrics"].get(n, [])])[order] for n in names}
+    return Marks(whose[order], counts, metrics)
 
 
 def together(turn: Method, net: Net, parts: list[Part]) -> list[Part]:

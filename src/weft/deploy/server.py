@@ -23,8 +23,8 @@ from weft.data.source import Source
 from weft.deploy.call import call
 from weft.deploy.clients import Remote
 from weft.deploy.likes import likes
-from weft.experiment.plugins import load_methods
 from weft.experiment.cohort import able
+from weft.experiment.plugins import load_methods
 from weft.experiment.run import RoundReport, Run
 from weft.experiment.settings import RunSettings, Settings
 

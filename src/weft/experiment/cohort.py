@@ -27,7 +27,7 @@ def expected(there: int, settings: RunSettings) -> float:
 
 
 def cohort(method: Method, there: Indices, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round of those that are there, ascending: uniformly without replacement, or each with one chance.
+    """The clients of a round, of those that are there, ascending: so many without replacement, or each with one chance.
 
     A round of nobody is a round of one, since there is nothing else to play.
     """
