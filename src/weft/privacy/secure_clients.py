@@ -174,6 +174,10 @@ class SecureClients:
                 )
         return Layout.of(named).flat(named)
 
+    def there(self, able: Tensor) -> Tensor:
+        """See `Clients`."""
+        return self.inner.there(able)
+
     def keep(self, ids: Tensor) -> None:
         """See `Clients`."""
         self.inner.keep(ids)
