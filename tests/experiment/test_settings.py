@@ -15,8 +15,8 @@ from tests.experiment.small import RUN, archive, bits, weft
 from weft.core.errors import SettingError
 from weft.core.registry import REGISTRY
 from weft.core.select import role
+from weft.experiment.drawing import rate
 from weft.experiment.plugins import load_methods
-from weft.experiment.run import rate
 from weft.experiment.settings import DataSettings, RunSettings, Settings, from_mapping, make, plain, read
 from weft.local import SGD, Adam, AdamW
 

@@ -13,9 +13,13 @@ import pytest
 pytest.importorskip("dp_accounting", reason="the ledger needs the package dp-accounting")
 pytest.importorskip("cryptography", reason="secure aggregation needs the package cryptography")
 
-from tests.experiment.small import RUN, archive, bits, snapshot, weft
+from tests.experiment.small import RUN, archive, bits, snapshot, source, weft
 
+from weft.data.federate import federate
+from weft.experiment.cohort import cohort
 from weft.experiment.run import reopen
+from weft.experiment.settings import RunSettings
+from weft.methods.fedavg import fedavg
 from weft.privacy.ledger import Ledger
 
 DP = ["--dp", "central", "--clip-norm", 0.5, "--noise-multiplier", 4, "--delta", 1e-3]
@@ -149,3 +153,17 @@ def test_refused(
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert snapshot(tmp_path) == before
+
+
+def test_runs_of_several_seeds_are_one_program_and_the_same(words: list[Any], tmp_path: Path) -> None:
+    models = []
+    for policy in ("always", "never"):
+        out = tmp_path / policy
+        options = [*words[2:], *ADAPTIVE, "--precision", "fp64", "--seeds", 2, "--together", policy, "--out", out]
+        assert weft("compare", "fedavg", *options) == 0
+        found = sorted(p.parent for p in out.rglob("settings.yaml"))
+        assert len(found) == 2
+        models.append([reopen(p).federation.server for p in found])
+    for together, alone in zip(*models, strict=True):
+        assert max(float((together.inner.model[k] - v).abs().max()) for k, v in alone.inner.model.items()) <= 1e-9
+        assert float(together.clip["norm"]) == pytest.approx(float(alone.clip["norm"]), abs=1e-12)
