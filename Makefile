@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pages format bench-mnist bench-speed
+.PHONY: demo test lint pages format bench-mnist bench-speed bench-methods
 
 demo: $(VENV)/core
 	$(BIN)/weft compare fedala fedavg local --data mnist-10k --clients 20 --alpha 0.1 --rounds 20 --out runs/demo
@@ -50,3 +50,10 @@ bench-speed: $(VENV)/core
 	$(BIN)/pip install -q -c constraints.txt pillow
 	-$(BIN)/python benchmarks/speed/run.py $(SPEED)
 	$(BIN)/python benchmarks/speed/page.py
+
+# The leaderboard: every method on every setting, on two processes, in at most three hours. Reads WEFT_DATA; may be interrupted,
+# and goes on where it stopped. For a part: make bench-methods METHODS_RUN="--settings mnist-dirichlet --methods fedala fedavg"
+bench-methods: $(VENV)/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[text]'
+	$(BIN)/python -m benchmarks.methods --processes 2 $(METHODS_RUN)
+	$(BIN)/python -m benchmarks.methods.page runs/methods

@@ -49,13 +49,12 @@ BOTH = ("fp32", "bf16")
 PEERS = {
     p.name: p
     for p in (
-        Peer("weft", (*TRAINED, "S7"), BOTH),
+        Peer("weft", (*TRAINED, "S7", "S8"), BOTH),
         Peer("sequential", (*TRAINED, "S7"), BOTH),
         Peer("pfllib_style", ("S1", "S2", "S3", "S5")),
         Peer("flower", ("S1", "S2", "S3", "S5"), BOTH, installed=True),
         Peer("pfl_research", ("S1", "S2", "S3", "S4-scaffold", "S5"), BOTH, installed=True),
         Peer("fedjax", ("S1", "S2", "S3", "S5"), installed=True),
-        # When Weft can play a grid as one program, a row "weft" with ("--sweep", ITS NAME) joins this one.
         Peer("weft_one_by_one", ("S8",), script="weft.py", extra=("--sweep", "one-by-one")),
     )
 }

@@ -93,7 +93,7 @@ WORKLOADS = {
         Workload(
             "S5", "pfl-research's CIFAR-10 setting: CNN with 2 convolutions and dropout, 1,000 clients with 50 images "
             "each, 50 in a round, evaluation every 10 rounds", "cifar10", "cnn2",
-            clients=1000, sizes=50, cohort=50, batch_size=10, epochs=1, lr=0.1, evaluate_every=10, rounds=6, warmup=12,
+            clients=1000, sizes=50, cohort=50, batch_size=10, epochs=1, lr=0.1, evaluate_every=10, rounds=5, warmup=3,
             targets={"pfl_research": 5},
         ),
         Workload(
@@ -108,7 +108,7 @@ WORKLOADS = {
         ),
         _like(
             _S3, name="S8", about="FedProx with 4 learning rates x 3 seeds, each run as S3", method="fedprox",
-            options={"mu": 0.01}, kind="sweep", targets={"weft_one_by_one": 3},
+            options={"mu": 0.01}, kind="sweep", rounds=5, warmup=15, targets={"weft_one_by_one": 3},
         ),
     )
 }  # fmt: skip

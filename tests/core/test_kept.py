@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.laws.toys import gap, make, start, train
 from torch import Tensor
+from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 from weft.core import round as rounds
@@ -61,6 +62,31 @@ def test_what_is_written_is_read_and_the_rest_is_fresh(where: str, tmp_path: Pat
     assert got.age.tolist() == [int(wrote.age[1]), 7, int(wrote.age[0])]
     got.model["w"].zero_()  # a copy: what is kept does not change with it
     assert torch.equal(store.gather(torch.tensor([5])).model["w"][0], wrote.model["w"][0])
+
+
+@pytest.mark.parametrize("where", ["memory", "paged"])
+@pytest.mark.parametrize("members", [[1, 2, 3], [3], [3, 1], [1, 3], [2, 5, 8], [0, 7], []])
+def test_reading_is_gathering(where: str, members: list[int], tmp_path: Path) -> None:
+    """Members in a row, out of order, some of them new, all of them new, nobody."""
+    store, asked = stores(tmp_path)[where], torch.tensor(members, dtype=torch.int64)
+    store.scatter(torch.tensor([1, 2, 3, 5]), new(1, 4))
+    with store.reading(asked) as (states, stacked):
+        assert stacked == (members != [0, 7])
+        for a, b in zip(tree_leaves(states), tree_leaves(store.gather(asked)), strict=True):
+            assert torch.equal(a if stacked else a.expand(b.shape), b)
+        at = states.model["w"].data_ptr() - store._rows[0].data_ptr()
+        assert (at == 4 * 6 * members[0]) == (members in ([1, 2, 3], [3])) if members else True  # no copy of a row
+
+
+@pytest.mark.parametrize("members", [[2, 3], [0]])
+def test_writing_to_what_is_read_is_refused(members: list[int]) -> None:
+    store = Kept(FIRST, PEOPLE)
+    store.scatter(torch.tensor([2, 3]), new(1, 2))
+    with pytest.raises(RuntimeError, match="written to"), store.reading(torch.tensor(members)) as (states, stacked):
+        if stacked:
+            vmap(lambda w: w.mul_(1))(states.model["w"])
+        else:
+            states.model["w"].mul_(1)
 
 
 @pytest.mark.parametrize("where", ["memory", "paged"])

@@ -38,7 +38,9 @@ def one_by_one(federation: Federation, name: str, rows: list[Any], examples: Exa
         phases = {n: p for n, p in method.phases.items() if n == "adapt"}
         turn = tree_map(lambda x: x[0], draw(9, ids, phases, federation.turns[ids]))
         at = torch.from_numpy(rows[k])
-        logits = view.predict(net, Task(down, mine, Data(examples, turn)))(examples.look(at)).detach()
+        logits = view.of(int(federation.turns[k]))(net, Task(down, mine, Data(examples, turn)))(
+            examples.look(at)
+        ).detach()
         y = examples.label(at)
         loss = net.criterion(logits, y).numpy()
         guess = logits.argmax(1).numpy()
@@ -73,7 +75,7 @@ VIEWS = [(name, view) for name in METHODS for view in REGISTRY[name].make().view
 def test_all_at_once_is_one_by_one(trained: dict[str, Federation], name: str, view: str) -> None:
     federation = trained[name]
     slow = one_by_one(federation, view, JUDGED)
-    for sizes in ({}, {"together": 2}, {"block": 3}, {"together": 1, "block": 1}):
+    for sizes in ({}, {"together": 2}, {"block": 3}, {"together": 1, "block": 1}, {"workers": 3}):
         equal(ask(federation, view, scores=True, **sizes), slow)
     assert ask(federation, view).scores is None
 

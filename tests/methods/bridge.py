@@ -100,7 +100,7 @@ def answer(fed: Federation, world: World, client: int, view: str = "personal", *
     down, stacked = shown(fed.method, fed.server, Round(len(world.turns) + 1, ids, world.population, fed.net))
     down = tree_map(lambda x: x[0], down) if stacked else down
     task = Task(down, kept(fed)[client], Data(examples_of(world), turn))
-    return fed.method.views[view].predict(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
+    return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
 
 
 def kept(fed: Federation) -> dict[int, Any]:

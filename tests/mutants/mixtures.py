@@ -143,7 +143,7 @@ FEDPHP = [
     Mutant("no history", "PFLlib (mu = 0)", _unlike("fedphp", "mu", 0.0), Default("fedphp", "mu", 0.0)),
     Mutant(
         "the received model answers", "PFLlib", php,
-        Edit(fedphp, '"personal": View(kept_view)', '"personal": View(global_view)'),
+        Edit(fedphp, '"personal": kept_view()', '"personal": View(global_view)'),
     ),
     Mutant(
         "running statistics have no history", "PFLlib", php_norm,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -22,7 +22,7 @@ import torch
 from peers.networks import CNN2
 from protocol import arguments, peak_memory, versions, write
 from torch import Tensor
-from workloads import Prepared, draw_cohorts, first_weights, grid, load, personal_models
+from workloads import Prepared, grid, load, personal_models
 
 from weft.core import Phase
 from weft.core.clients import Exam
@@ -36,6 +36,7 @@ from weft.data.manifest import manifest
 from weft.data.source import Source
 from weft.evaluation.metrics import over_clients
 from weft.evaluation.protocol import looking
+from weft.experiment import joint
 from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import RunSettings, from_mapping
@@ -159,29 +160,57 @@ def evaluation(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
     return told[warmup:], float(found["accuracy"].mean()), f"at most {made.plan.chunk} models judged together"
 
 
-def one_by_one(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
-    """S8: every run of the grid after the other; a round is a round of all of them."""
-    data, told, right, plan, w = federated(p), [], [], "", p.workload
-    for lr, seed in grid(w):
-        first = first_weights(w.model, p.x.shape[1:], p.classes, p.vocabulary, seed)
-        made = run(p, data, precision, lr, first)
-        told.append(rounds(made, draw_cohorts(w, warmup + timed, seed), seed, w.evaluate_every))
-        right.append(accuracy(made))
-        plan = str(made.plan)
-    sums = [tuple(sum(part) for part in zip(*each, strict=True)) for each in zip(*told, strict=True)]
-    return sums[warmup:], float(np.mean(right)), f"one run after the other; {plan}"
+def apart(runs: Sequence[Run]) -> None:
+    """One run after the other."""
+    for made in runs:
+        made.go()
 
 
-SWEEPS: dict[str, Any] = {"one-by-one": one_by_one}
-"""Ways to run a grid: (prepared, timed rounds, warm-up, precision) -> what was found, with the mean accuracy."""
+def together(runs: Sequence[Run]) -> None:
+    """All runs as one program."""
+    for end in joint.go(runs):
+        if end.error:
+            raise end.error
+
+
+SWEEPS: dict[str, Callable[[Sequence[Run]], None]] = {"one-by-one": apart, "one-program": together}
+"""Ways to play a grid of runs."""
+
+
+def swept(way: str, p: Prepared, timed: int, warmup: int, precision: str) -> Found:
+    """S8: the grid, again and again; a second is the mean of a round of all runs, with Weft's own cohorts."""
+    data, w, rounds = federated(p), p.workload, timed + warmup
+    load_methods()
+    base = RunSettings(
+        rounds=rounds, cohort=w.cohort, batch_size=w.batch_size, epochs=w.epochs, model=w.model, device="cpu",
+        precision=precision, evaluate_every=rounds,
+    )  # fmt: skip
+    like = Run.prepare(find(w.method).make(), data, base)
+    judging = Run._evaluate
+    Run._evaluate = lambda *_: {}  # type: ignore[method-assign]
+    told: Told = []
+    for _ in range(1 + timed):  # the first time makes the traces
+        runs = [
+            Run.prepare(
+                find(w.method).make(SGD(lr), **w.options), data, replace(base, seed=seed, init_seed=seed), like=like
+            )
+            for lr, seed in grid(w)
+        ]
+        began = time.perf_counter()
+        SWEEPS[way](runs)
+        steps = round(sum(made.totals["steps"] for made in runs) / rounds)
+        told.append(((time.perf_counter() - began) / rounds, steps * w.batch_size, steps))
+    Run._evaluate = judging  # type: ignore[method-assign]
+    right = float(np.mean([accuracy(made) for made in runs]))
+    return told[1:], right, f"{way.replace('-', ' ')}; {rounds} rounds of every run; {like.plan}"
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--sweep", choices=list(SWEEPS), default="one-by-one", help="how a grid of runs is run")
+    parser.add_argument("--sweep", choices=list(SWEEPS), default="one-program", help="how a grid of runs is run")
     asked = parser.parse_args()
     p = load(asked.workload, asked.folder)
-    kinds = {"train": training, "personal": evaluation, "sweep": SWEEPS[asked.sweep]}
+    kinds = {"train": training, "personal": evaluation, "sweep": partial(swept, asked.sweep)}
     told, right, plan = kinds[p.workload.kind](p, asked.rounds, asked.warmup, asked.precision)
     seconds, examples, steps = zip(*told, strict=True)
     write(

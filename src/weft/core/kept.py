@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-BUDGET = 64 * 2**20
-"""Bytes of kept state of one group of clients above which it lives in a memory-mapped file."""
+BUDGET = max(2**26, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32) if hasattr(os, "sysconf") else 2**28
+"""Bytes of kept state of one group of clients above which it lives in a memory-mapped file: a part of the memory, since
+a mapped page costs a fault whenever it is read anew."""
 
 
 class Kept:
@@ -61,6 +65,33 @@ class Kept:
             rows.append(torch.where(seen.reshape(shape), row[members], fresh) if seen.any() else fresh.clone())
         self._release()
         return tree_unflatten(rows, self._spec)
+
+    @contextmanager
+    def reading(self, members: Tensor) -> Iterator[tuple[Any, bool]]:
+        """(the states of these members, whether they are stacked) to look at, without a copy where that can be.
+
+        Members that never had a turn are all alike, so that if no other is asked for there is one state, not stacked.
+        Members in a row come as a part of the store: nobody may write to what is given, or use it after the block.
+
+        Raises:
+            RuntimeError: somebody did write to it.
+        """
+        seen, none = self._seen[members], len(members) == 0
+        if not none and not seen.any():
+            states, stacked = tree_unflatten(self._first, self._spec), False
+        elif not none and seen.all() and bool((members.diff() == 1).all()):
+            start, stacked = int(members[0]), True
+            states = tree_unflatten([row[start : start + len(members)] for row in self._rows], self._spec)
+        else:
+            states, stacked = self.gather(members), True
+        before = self._versions()
+        yield states, stacked
+        self._release()
+        if self._versions() != before:
+            raise RuntimeError("what clients keep was written to where it may only be read: change a clone of it")
+
+    def _versions(self) -> list[int]:
+        return [x._version for x in (*self._rows, *self._first)]  # torch counts what is done to a tensor in place
 
     def scatter(self, members: Tensor, states: Any) -> None:
         """Write the states of these members; entries that were not there before start as zeros for the others."""

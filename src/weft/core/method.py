@@ -59,10 +59,16 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class View(NamedTuple):
-    """A way to answer that is to be judged."""
+    """A way to answer that is to be judged. It only looks: it changes nothing of what it is given in place."""
 
     predict: Callable[[Net, Task[Any, Any]], Predict]
     shared: bool = False  # True: depends on what everybody received only, so one pass judges all clients
+    newcomer: Callable[[Net, Task[Any, Any]], Predict] | None = None  # for clients that had no turn; None: as others
+    data: bool = True  # False: does not ask for `task.data`, which is then None, so that nothing is drawn
+
+    def of(self, past: int) -> Callable[[Net, Task[Any, Any]], Predict]:
+        """How a client that has had so many turns answers."""
+        return self.newcomer if self.newcomer is not None and not past else self.predict
 
 
 @dataclass(frozen=True, eq=False)

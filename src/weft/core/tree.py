@@ -38,7 +38,7 @@ def zeros(a: Tree) -> Tree:
 
 def dot(a: Tree, b: Tree) -> Tensor:
     """Inner product over all entries of `a`; a scalar."""
-    return torch.stack([torch.dot(a[k].flatten(), b[k].flatten()) for k in a]).sum()
+    return torch.stack([(a[k] * b[k]).sum() for k in a]).sum()
 
 
 def sq_norm(a: Tree) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from weft.core.allocator import keep_freed_memory
 from weft.core.clients import Array, Group, Look
 from weft.core.here import Here
 from weft.core.method import View
@@ -76,6 +77,7 @@ def answer(
         workers: programs side by side.
         block: examples in one forward pass.
     """
+    keep_freed_memory()
     parts: list[Answers] = []
     for k, group in enumerate(here.groups):
         of_group = np.isin(ids, group.ids.numpy())
@@ -89,6 +91,10 @@ def answer(
         return Answers(none.astype(int), none, none, none.astype(int), none.astype(int), None)
     joined = Answers(*(_joined([getattr(p, f) for p in parts]) for f in Answers.__dataclass_fields__))
     return joined.take(np.argsort(joined.client, kind="stable"))
+
+
+_STACK = 2**24
+"""Bytes of personal models that are judged as one program: more of them leave the caches, fewer have nothing to do."""
 
 
 def _joined(arrays: list[Any]) -> Any:
@@ -118,33 +124,47 @@ def _personal(
     together: int, workers: int, block: int,
 ) -> list[Answers]:  # fmt: skip
     """A model for each: clients with like numbers of examples are judged as one program."""
-    group, examples, sizes = here.groups[k], here.examples, np.array([len(r) for r in rows])
-    order = np.argsort(-sizes, kind="stable")
-    order = order[sizes[order] > 0]
+    group, store, examples = here.groups[k], here.kept[k], here.examples
+    sizes, device = np.array([len(r) for r in rows]), examples.y.device
+    turns = past[torch.from_numpy(ids)].numpy()
+    fresh = (turns == 0) & (view.newcomer is not None)
     chunks = []
-    while len(order):
-        most = max(1, min(together, -(-len(order) // workers), 4 * block // int(sizes[order[0]])))
-        chunks.append(np.sort(order[:most]))
-        order = order[most:]
+    for kind in (fresh, ~fresh):
+        order = np.flatnonzero(kind & (sizes > 0))
+        order = order[np.argsort(-sizes[order], kind="stable")]
+        while len(order):
+            most = max(
+                1,
+                min(
+                    together,
+                    _STACK // max(1, store.row_bytes),
+                    -(-len(order) // workers),
+                    4 * block // int(sizes[order[0]]),
+                ),
+            )
+            chunks.append(np.sort(order[:most]))
+            order = order[most:]
     phases = {name: phase for name, phase in here.method.phases.items() if name == "adapt"}
 
-    def one(down: Any, mine: Any, turn: Any, rows: Tensor) -> Tensor:
-        return view.predict(group.net, Task(down, mine, Data(examples, turn)))(examples.look(rows))
-
     def judge(chunk: Array) -> Answers:
-        judged = torch.from_numpy(ids[chunk])
-        padded = np.full((len(chunk), int(sizes[chunk].max())), -1)
-        for i, c in enumerate(chunk):
-            padded[i, : sizes[c]] = rows[c]
-        asked = torch.from_numpy(padded).to(examples.y.device)
-        turn = here.draw(number, judged, phases, past[judged])
-        mine = here.kept[k].gather(torch.searchsorted(group.ids, judged)).method
-        mine = tree_map(lambda x: x.to(examples.y.device), mine)
-        down, stacked = look(judged)
-        with torch.no_grad():
-            logits = vmap(one, in_dims=(0 if stacked else None, 0, 0, 0))(down, mine, turn, asked)
-        live = asked >= 0
-        return _judged(group, logits[live], examples.label(asked[live]), np.repeat(ids[chunk], sizes[chunk]), scores)
+        judged, most = torch.from_numpy(ids[chunk]), int(sizes[chunk].max())
+        live = torch.from_numpy(np.flatnonzero(np.arange(most) < sizes[chunk][:, None])).to(device)
+        own = torch.from_numpy(np.concatenate([rows[c] for c in chunk])).to(device)
+        asked = own.new_zeros(len(chunk) * most).index_copy_(0, live, own).reshape(len(chunk), most)
+        turn = here.draw(number, judged, phases, past[judged]) if view.data else None
+        down, apart = look(judged)
+        predict = view.of(int(turns[chunk[0]]))
+
+        def one(down: Any, mine: Any, turn: Any, x: Tensor) -> Tensor:
+            data = None if turn is None else Data(examples, turn)
+            return predict(group.net, Task(down, mine, data))(x)  # type: ignore[arg-type]
+
+        with torch.no_grad(), store.reading(torch.searchsorted(group.ids, judged)) as (kept, stacked):
+            mine = tree_map(lambda x: x.to(device), kept.method)
+            dims = (0 if apart else None, 0 if stacked else None, 0 if view.data else None, 0)
+            logits = vmap(one, in_dims=dims)(down, mine, turn, examples.look(asked))
+            logits = logits.flatten(0, 1).index_select(0, live)
+        return _judged(group, logits, examples.label(own), np.repeat(ids[chunk], sizes[chunk]), scores)
 
     return side_by_side(judge, chunks, workers)
 

@@ -46,28 +46,44 @@ def per_client(answers: Answers, classes: int, *, full: bool = False) -> tuple[A
     found["balanced_accuracy"] = recall.sum(1) / np.maximum((true > 0).sum(1), 1)
     found["macro_f1"] = f1.sum(1) / np.maximum(((true + said) > 0).sum(1), 1)
     if answers.scores is not None:
-        cuts = np.cumsum(counts)[:-1]
-        pairs = zip(np.split(answers.y, cuts), np.split(answers.scores, cuts), strict=True)
-        found["auc"] = np.array([auc(y, s) for y, s in pairs][:k])
+        found["auc"] = auc(place, answers.y, answers.scores, k)
     return ids, counts, found
 
 
-def auc(y: Array, scores: Array) -> float:
-    """Area under the ROC curve, one against the rest, mean over the labels in `y` [n]; `scores` is [n, classes].
+def auc(place: Array, y: Array, scores: Array, clients: int) -> Array:
+    """Area under the ROC curve of each client, one against the rest, mean over the labels that the client's `y` has.
 
-    The Mann-Whitney form with ties counted half. NaN if there is only one label.
+    The Mann-Whitney form with ties counted half, for all clients at once.
+
+    Args:
+        place: int64 [n], 0 to `clients` - 1: whose entry it is.
+        y: labels, int64 [n].
+        scores: float64 [n, classes].
+        clients: how many there are.
+
+    Returns:
+        float64 [clients], NaN where there is only one label.
     """
-    labels = np.unique(y)
-    if len(labels) < 2:
-        return math.nan
-    areas = []
-    for c in labels if len(labels) > 2 or scores.shape[1] > 2 else labels[-1:]:
-        _, place, count = np.unique(scores[:, c], return_inverse=True, return_counts=True)
-        rank = (np.cumsum(count) - (count - 1) / 2)[place]
-        ours = y == c
-        n = int(ours.sum())
-        areas.append((rank[ours].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
-    return float(np.mean(areas))
+    classes = scores.shape[1]
+    ours = np.bincount(place * classes + y, minlength=clients * classes).reshape(clients, classes)
+    others = ours.sum(1, keepdims=True) - ours
+    ranks = np.zeros((clients, classes))
+    for c in range(classes):
+        order = np.lexsort((scores[:, c], place))
+        who, score = place[order], scores[order, c]
+        tied = (score[1:] == score[:-1]) | (np.isnan(score[1:]) & np.isnan(score[:-1]))
+        starts = np.flatnonzero(np.concatenate([[True], ~tied | (who[1:] != who[:-1])]))
+        length = np.diff(np.append(starts, len(who)))
+        before = np.concatenate([[0], np.cumsum(np.bincount(who, minlength=clients))])  # entries of earlier clients
+        rank = np.repeat(starts + (length + 1) / 2, length) - before[who]
+        ranks[:, c] = np.bincount(who, rank * (y[order] == c), clients)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        areas = (ranks - ours * (ours + 1) / 2) / (ours * others)
+    judged = ours > 0
+    if classes == 2:
+        judged[:, 0] &= ~judged[:, 1]  # of two labels one says all
+    two = (ours > 0).sum(1) > 1
+    return np.array([row[of].mean() if ok else math.nan for row, of, ok in zip(areas, judged, two, strict=True)])
 
 
 def over_clients(counts: Array, metrics: Mapping[str, Array]) -> dict[str, float]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from weft.core.allocator import keep_freed_memory
 from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.parallel import side_by_side
 from weft.core.task import Data, Examples, Reply, Task, Turn
 from weft.core.turn import Mine, take_turn
-from weft.executors.allocator import keep_freed_memory
 from weft.local.stack import repeated, stacked_rows
 
 

@@ -85,7 +85,7 @@ class Result:
         mine = self.federation.clients.state(int(ids))
         phases = {n: p for n, p in method.phases.items() if n == "adapt"}
         turn = tree_map(lambda x: x[0], self.here.draw(number, ids, phases, self.federation.turns[ids]))
-        predict = chosen.predict(net, Task(down, mine, Data(self.here.examples, turn)))
+        predict = chosen.of(int(self.federation.turns[ids]))(net, Task(down, mine, Data(self.here.examples, turn)))
 
         def answer(x: Array) -> Array:
             there = self.here.examples

@@ -32,7 +32,7 @@ def with_buffers(method: Method, policy: Policy) -> Method:
         server=lambda net, first: method.server(net, net.learnable(first)),
         client=lambda net, first: Own(method.client(net, first), _running(net, first)),
         work=_at_home(method.work),
-        views={name: View(_viewed(view.predict)) for name, view in method.views.items()},
+        views={name: _viewed(view) for name, view in method.views.items()},
         opening=method.opening and with_buffers(method.opening, policy),
         next=method.next and with_buffers(method.next, policy),
     )
@@ -71,8 +71,13 @@ def _sum(buffers: Tree, moved: Tree) -> Tree:
     return {k: buffers[k] + v for k, v in moved.items()}
 
 
-def _viewed(predict: Callable[[Net, Task[Any, Any]], Predict]) -> Callable[[Net, Task[Any, Any]], Predict]:
-    return lambda net, task: predict(net, task._replace(down=_with(task.down, task.mine.buffers), mine=task.mine.mine))
+def _viewed(view: View) -> View:
+    def own(predict: Callable[[Net, Task[Any, Any]], Predict]) -> Callable[[Net, Task[Any, Any]], Predict]:
+        return lambda net, task: predict(
+            net, task._replace(down=_with(task.down, task.mine.buffers), mine=task.mine.mine)
+        )
+
+    return View(own(view.predict), newcomer=view.newcomer and own(view.newcomer), data=view.data and not view.shared)
 
 
 def _recalibrating(method: Method) -> Method:

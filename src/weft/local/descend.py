@@ -25,7 +25,6 @@ class Descent(NamedTuple):
 
     params: Any
     steps: Tensor  # how many real steps were made, a scalar
-    loss: Tensor  # mean loss over the real steps, each before its update; 0 if there was none
 
 
 def descend(
@@ -65,28 +64,28 @@ def descend(
     )
 
     def step(carry: Any, batch: Batch, rate: Tensor, *given: Any) -> Any:
-        leaves, state, steps, total = carry
+        leaves, state, steps = carry
 
         def objective(learning: Tree) -> tuple[Tensor, Any]:
             joined = list(leaves)
             for i in moving:
                 joined[i] = learning[str(i)]
             fit = loss(tree_unflatten(joined, spec), batch, *given)
-            return fit.value, (fit.value, fit.buffers)
+            return fit.value, fit.buffers
 
         old = {str(i): leaves[i] for i in moving}
-        grads, (value, buffers) = grad(objective, has_aux=True)(old)
+        grads, buffers = grad(objective, has_aux=True)(old)
         change, state = opt.update(grads, state, old, rate)
         new = list(leaves)
         for i in moving:
             new[i] = old[str(i)] + change[str(i)]
         new = tree_flatten(_carried(tree_unflatten(new, spec), buffers))[0]
-        return new, state, steps + 1, total + value
+        return new, state, steps + 1
 
     none = torch.zeros((), dtype=data.rate.dtype, device=data.rate.device)
-    first = (leaves, opt.init({str(i): leaves[i] for i in moving}), none, none)
-    end, _, steps, total = scan(step, first, data, given=(data.rate, *given), phase=phase)
-    return Descent(tree_unflatten(end, spec), steps, total / steps.clamp(min=1))
+    first = (leaves, opt.init({str(i): leaves[i] for i in moving}), none)
+    end, _, steps = scan(step, first, data, given=(data.rate, *given), phase=phase)
+    return Descent(tree_unflatten(end, spec), steps)
 
 
 def _names(params: Any) -> list[str]:

@@ -122,8 +122,8 @@ def _simplify(module: GraphModule) -> None:
         if node.op != "call_function":
             continue
         shorter = _shorter(node)
-        if shorter is None and _is_constant(node):
-            shorter = _constant(module, node)
+        if shorter is None:
+            shorter = _constant(module, node) if _is_constant(node) else _by_a_number(module, node, seen)
         if shorter is None:
             key = (node.target, _frozen(node.args), _frozen(tuple(sorted(node.kwargs.items()))))
             shorter = seen.setdefault(key, node)
@@ -149,8 +149,41 @@ def _shorter(node: Node) -> Node | None:
         axes = {i % len(_shape(node)) for i in args[1:]}  # type: ignore[operator]
         if axes == {i % len(_shape(node)) for i in source.args[1:]}:  # type: ignore[operator]
             return source.args[0]  # type: ignore[return-value]
-    if target in (aten.mul.Scalar, aten.mul.Tensor) and args[1] == 1 and _same_type(node, source):
+    if target is aten.mul.Tensor and args[1] == 1 and _same_type(node, source):
         return source
+    return None
+
+
+def _by_a_number(module: GraphModule, node: Node, seen: dict[Any, Node]) -> Node | None:
+    """The node as the product of a tensor and one number, if it is one, so that products of products become one."""
+    found = _tensor_and_number(module, node)
+    if found is None or not found[0].meta["val"].is_floating_point() or not _same_type(node, found[0]):
+        return None
+    tensor, number = found
+    if tensor.target is aten.mul.Scalar:
+        tensor, number = tensor.args[0], number * tensor.args[1]
+    if number == 1:
+        return tensor  # type: ignore[no-any-return]
+    key = (aten.mul.Scalar, tensor, number)
+    if key not in seen:
+        with module.graph.inserting_before(node):
+            seen[key] = module.graph.call_function(aten.mul.Scalar, (tensor, number))
+        seen[key].meta["val"] = node.meta["val"]
+    return seen[key]
+
+
+def _tensor_and_number(module: GraphModule, node: Node) -> tuple[Any, float] | None:
+    """Whose product a node is; a stored tensor of equal numbers counts as a number."""
+    if node.target is aten.add.Tensor and not node.kwargs and node.args[0] is node.args[1]:
+        return node.args[0], 2.0
+    if node.target is aten.mul.Scalar:
+        return node.args[0], float(node.args[1])  # type: ignore[arg-type]
+    if node.target is aten.mul.Tensor:
+        for one, other in (node.args[:2], node.args[1::-1]):
+            if isinstance(one, Node) and one.op == "get_attr" and _shape(one) and _shape(other) == _shape(node):
+                stored = getattr(module, str(one.target)).flatten()
+                if bool((stored == stored[0]).all()):
+                    return other, float(stored[0])
     return None
 
 
@@ -268,12 +301,20 @@ def _added(graph: Graph, old: Node, change: Any, changing: set[Node]) -> Node:
     return _scaled_added(graph, old, factor, _as_it_was(graph, by, changing), changing)
 
 
-def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[Node]) -> Node:
-    """`old` plus `factor` times `by` in place; the terms of a sum one by one, so that products among them are found."""
-    is_sum = factor.target is aten.add.Tensor and len(factor.users) == 1 and not factor.kwargs
-    if is_sum and all(isinstance(a, Node) and _shape(a) == _shape(factor) for a in factor.args):
-        for term in factor.args:
-            old = _scaled_added(graph, old, term, by, changing)
+def _terms(node: Any) -> list[Any]:
+    """What a node is the sum of."""
+    is_sum = node.target is aten.add.Tensor and len(node.users) == 1 and not node.kwargs
+    if not is_sum or not all(isinstance(a, Node) and _shape(a) == _shape(node) for a in node.args):
+        return [node]
+    return [term for a in node.args for term in _terms(a)]
+
+
+def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[Node], number: float = 1.0) -> Node:
+    """`old` plus `number` times `factor` times `by` in place; a sum term by term, so that products are found in it."""
+    terms = _terms(factor)
+    if len(terms) > 1:
+        for term in dict.fromkeys(terms):
+            old = _scaled_added(graph, old, term, by, changing, terms.count(term))
         return old
     turned = factor.target in _TURNS and len(factor.users) == 1
     product = factor.args[0] if turned else factor
@@ -284,8 +325,12 @@ def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[N
         or any(size != 1 for size in _shape(by)[len(_shape(product)) - 2 :])
         or len(_shape(by)) not in (0, len(_shape(product)))
         or any(_source(a) in changing for a in product.args)
+        or number != 1
     ):
-        return graph.call_function(torch.Tensor.addcmul_, (old, _as_it_was(graph, factor, changing), by))
+        if factor.target is aten.mul.Scalar and len(factor.users) == 1:
+            factor, number = factor.args[0], number * float(factor.args[1])
+        value: dict[str, Any] = {} if number == 1 else {"value": number}
+        return graph.call_function(torch.Tensor.addcmul_, (old, _as_it_was(graph, factor, changing), by), value)
     a, b = product.args
     if a.meta["val"].numel() <= b.meta["val"].numel():
         a = graph.call_function(torch.mul, (a, by))

@@ -61,11 +61,14 @@ def plugged(method: Method, plug: Plug) -> Method:
         return Reply(reply.up._replace(model=sent), Own(reply.mine, kept), reply.weight)
 
     def viewed(view: View, shared: bool) -> View:
-        def predict(net: Net, task: Task[Any, Any]) -> Predict:
-            inner, kept = (task, None) if shared else (task._replace(mine=task.mine.mine), task.mine.beside)
-            return view.predict(plug.net(net), plug.look(net, inner, kept))
+        def plugged(predict: Callable[[Net, Task[Any, Any]], Predict]) -> Callable[[Net, Task[Any, Any]], Predict]:
+            def answers(net: Net, task: Task[Any, Any]) -> Predict:
+                inner, kept = (task, None) if shared else (task._replace(mine=task.mine.mine), task.mine.beside)
+                return predict(plug.net(net), plug.look(net, inner, kept))
 
-        return View(predict, shared)
+            return answers
+
+        return View(plugged(view.predict), shared, view.newcomer and plugged(view.newcomer))
 
     views = {name: viewed(view, view.shared) for name, view in method.views.items()}
     if "personal" not in views:

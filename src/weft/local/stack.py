@@ -72,7 +72,7 @@ class Stack:
         """
         self.step, self.dims, self.state, self.key, self.width = step, tuple(dims), state, key, step.width
         live = (rows >= 0).cpu().numpy()  # read once, so that nothing waits for the device
-        self.real = live.any(2)  # [clients, steps]
+        self.real = np.asarray(live.any(2))  # [clients, steps]
         self.full = bool((live.all(2) == self.real).all())
         self.ends = (self.real * np.arange(1, self.real.shape[1] + 1)).max(1, initial=0)
         self.last = int(self.ends.max(initial=0))
@@ -85,7 +85,8 @@ class Stack:
     def folded(self) -> list[Tensor]:
         """The carries after the last batch of each."""
         slices = np.array_split(np.arange(len(self.ends)), min(self.workers, max(1, len(self.ends))))
-        parts = side_by_side(self._slice, slices, self.workers)
+        with torch.enable_grad():  # as in other threads; oneDNN's recurrent layers keep only then what they need
+            parts = side_by_side(self._slice, slices, self.workers)
         if len(parts) == 1:
             return parts[0]
         whole = self.state[: self.width]

@@ -35,22 +35,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import (
-    Batch,
-    Channel,
-    Method,
-    Model,
-    Net,
-    Nothing,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    method,
-)
+from weft.core import Batch, Channel, Method, Model, Net, Nothing, Reply, Round, SettingError, Task, Tree, method
 from weft.core.tree import add, delta, each, sq_norm
 from weft.local import SGD, Optimiser, scan
 from weft.methods.fedavg import kept_view
@@ -167,9 +152,6 @@ def apple(
         p = shares(state, r.population)
         return Model(each(lambda x: torch.tensordot(p.to(x), x, 1), spread(state.cores, r.population)))
 
-    def view(net: Net, task: Task[Model, Own]) -> Predict:
-        return kept_view(net, task._replace(mine=task.mine.mixture))  # type: ignore[arg-type]
-
     rounds = Method(
         "apple",
         server=lambda net, first: Apple(
@@ -179,7 +161,7 @@ def apple(
         send=send,
         work=work,
         advance=advance,
-        views={"personal": View(view)},
+        views={"personal": kept_view(lambda mine: mine.mixture)},
         up={"model": Channel(reduce=keep_all)},
         private_send=True,
         show=show,

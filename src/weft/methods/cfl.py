@@ -132,7 +132,7 @@ def cfl(
         server=server,
         send=send,
         advance=advance,
-        views={"personal": View(global_view)},
+        views={"personal": View(global_view, data=False)},
         up={"model": Channel(reduce=keep_all)},
         private_send=True,
     )

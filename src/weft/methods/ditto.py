@@ -56,6 +56,6 @@ def ditto(
         fedavg(opt),
         client=lambda net, first: first,
         work=work,
-        views={"global": View(global_view, shared=True), "personal": View(kept_view)},
+        views={"global": View(global_view, shared=True), "personal": kept_view()},
         phases={"local": Phase(), "personal": Phase(epochs=personal_epochs)},
     )

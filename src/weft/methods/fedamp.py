@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, View, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, method
 from weft.core.tree import add, delta, each
 from weft.local import SGD, Optimiser, descend, prox
 from weft.methods.fedavg import kept_view
@@ -80,7 +80,7 @@ def _amp(opt: Optimiser, pull: float, attention: Attention) -> Method:
         advance=lambda state, up, r: Clouds(
             put(state.models, r, add(at(state.models, r), up.model)), met(state.seen, r)
         ),
-        views={"personal": View(kept_view)},
+        views={"personal": kept_view()},
         up={"model": Channel(reduce=keep_all)},
         private_send=True,
         show=lambda state, r: Model(mean_of_seen(*state)),

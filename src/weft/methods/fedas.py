@@ -31,7 +31,7 @@ import math
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import Batch, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, View, masked_mean, method, role
+from weft.core import Batch, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, masked_mean, method, role
 from weft.core.tree import delta, sq_norm
 from weft.local import SGD, Clamped, Optimiser, descend, scan
 from weft.local.classes import class_sums
@@ -81,6 +81,6 @@ def fedas(opt: Optimiser = SGD(0.005), lr_align: float = 0.01, keep: Select = ro
         opt,
         client=lambda net, first: first,
         work=work,
-        views={"personal": View(kept_view)},
+        views={"personal": kept_view()},
         phases={"local": Phase(), "align": Phase(epochs=1, first=1), "fisher": Phase(epochs=1)},
     )

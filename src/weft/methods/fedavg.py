@@ -21,11 +21,12 @@ Promise
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from weft.core import Channel, Method, Model, Net, Predict, Reply, Select, Task, Tree, View, method
-from weft.core.tree import add, delta, where
+from weft.core.tree import add, delta
 from weft.local import SGD, Optimiser, descend
 
 
@@ -34,10 +35,19 @@ def global_view(net: Net, task: Task[Any, Any]) -> Predict:
     return lambda x: net.apply(task.down.model, x).logits
 
 
-def kept_view(net: Net, task: Task[Model, Tree]) -> Predict:
-    """Answer with the kept model; a client that had no turn yet answers with the received one."""
-    own = where(task.data.past > 0, task.mine, {**task.mine, **task.down.model})
-    return lambda x: net.apply(own, x).logits
+def kept_view(model: Callable[[Any], Tree] = lambda mine: mine) -> View:
+    """Answer with the kept model; a client that had no turn yet answers with the received one, as far as it goes.
+
+    model: state of a client -> the model in it.
+    """
+
+    def kept(net: Net, task: Task[Any, Any]) -> Predict:
+        return lambda x: net.apply(model(task.mine), x).logits
+
+    def received(net: Net, task: Task[Any, Any]) -> Predict:
+        return lambda x: net.apply({**model(task.mine), **task.down.model}, x).logits
+
+    return View(kept, newcomer=received, data=False)
 
 
 @method("FedAvg", "base", reaches_optimum=False)
@@ -80,6 +90,6 @@ def personal_layers(keep: Select, opt: Optimiser, **parts: Any) -> Method:
         "server": lambda net, first: Model(net.split(first, keep)[1]),
         "client": lambda net, first: net.split(first, keep)[0],
         "work": work,
-        "views": {"personal": View(view)},
+        "views": {"personal": View(view, data=False)},
     }
     return replace(fedavg(opt), **{**own, **parts})

@@ -112,7 +112,7 @@ def fedcac(opt: Optimiser = PAPER, tau: float = 0.5, beta: int = 100) -> Method:
         work=work,
         send=send,
         advance=advance,
-        views={"personal": View(global_view)},
+        views={"personal": View(global_view, data=False)},
         up={"model": Channel(reduce=keep_all), "critical": Channel(encode=Bits(), reduce=keep_all)},
         private_send=True,
     )

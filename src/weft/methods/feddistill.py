@@ -113,7 +113,7 @@ def feddistill(
         send=send,
         work=work,
         advance=lambda state, up, r: Newest(up.rows, r.ids),
-        views={"personal": View(lambda net, task: lambda x: net.apply(task.mine, x).logits)},
+        views={"personal": View(lambda net, task: lambda x: net.apply(task.mine, x).logits, data=False)},
         up={"rows": Channel(reduce=keep_all)},
         private_send=True,
     )

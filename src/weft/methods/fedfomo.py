@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from weft.core import Batch, Channel, Method, Model, Net, Phase, Predict, Reply, Round, Task, Tree, View, method
+from weft.core import Batch, Channel, Method, Model, Net, Phase, Reply, Round, Task, Tree, method
 from weft.core.stream import stream
 from weft.core.tree import add, delta, each
 from weft.local import SGD, Optimiser, descend, scan
@@ -143,9 +143,6 @@ def fedfomo(
         affinity = whole.index_put(here, up.worth["worth"].to(whole), accumulate=True)
         return Fomo(put(state.models, r, add(at(state.models, r), up.model)), met(state.seen, r), affinity)
 
-    def view(net: Net, task: Task[Model, Own]) -> Predict:
-        return kept_view(net, task._replace(mine=task.mine.model))  # type: ignore[arg-type]
-
     return Method(
         "fedfomo",
         server=lambda net, first: Fomo(alike(first), NOBODY, torch.zeros(1, 1, dtype=torch.float64)),
@@ -153,7 +150,7 @@ def fedfomo(
         send=send,
         work=work,
         advance=advance,
-        views={"personal": View(view)},
+        views={"personal": kept_view(lambda mine: mine.model)},
         up={"model": Channel(reduce=keep_all), "worth": Channel(reduce=keep_all)},
         private_send=True,
         show=lambda state, r: Model(mean_of_seen(state.models, state.seen)),

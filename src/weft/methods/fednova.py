@@ -59,7 +59,7 @@ def fednova(opt: SGD = SGD(0.05), mu: float = 0.0, gmf: float = 0.0) -> Method:
             value, buffers = net.loss(w, batch)
             return Fit(value + prox(net, w, anchor, mu), buffers)
 
-        local, steps, _ = descend(net, got, data, loss, opt, given=(got,))
+        local, steps = descend(net, got, data, loss, opt, given=(got,))
         change, norm = delta(local, got), accumulated(opt, mu, data, steps)
         unit = {k: v / norm.clamp(min=1) for k, v in net.learnable(change).items()}
         effective = {"effective": steps if mu else norm}

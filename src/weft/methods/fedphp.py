@@ -91,5 +91,5 @@ def fedphp(
         fedavg(opt),
         client=lambda net, first: first,
         work=work,
-        views={"global": View(global_view, shared=True), "personal": View(kept_view)},
+        views={"global": View(global_view, shared=True), "personal": kept_view()},
     )

@@ -83,6 +83,6 @@ def pfedme(
         client=lambda net, first: first,
         work=work,
         advance=advance,
-        views={"global": View(global_view, shared=True), "personal": View(kept_view)},
+        views={"global": View(global_view, shared=True), "personal": kept_view()},
         up={"model": Channel(reduce=plain)},
     )

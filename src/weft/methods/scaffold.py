@@ -57,7 +57,7 @@ def scaffold(opt: SGD = SGD(0.05), eta_g: float = 1.0, option: Literal["I", "II"
             value, buffers = net.loss(y, batch)
             return Fit(value + dot(shift, y), buffers)
 
-        y, steps, _ = descend(net, x, data, loss, opt, given=(sub(c, c_i),))
+        y, steps = descend(net, x, data, loss, opt, given=(sub(c, c_i),))
         change = net.learnable(delta(y, x))
         if option == "I":
             still = {k: v for k, v in x.items() if k not in change}

@@ -1,4 +1,4 @@
-"""A character LSTM (Hochreiter and Schmidhuber 1997), its cell written as matrix products.
+"""A character LSTM (Hochreiter and Schmidhuber 1997), each layer one operator.
 
 ``nn.LSTM`` has no rule for many clients at once. Parameters are laid out as there: gates input, forget, cell, output.
 """
@@ -9,6 +9,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from weft.models.recurrence import lstm
 
 
 class Cell(nn.Module):
@@ -24,15 +26,7 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, time, inputs]; returns [batch, time, width]."""
-        drive = x @ self.w_x.T + self.b
-        h = c = torch.zeros_like(drive[:, 0, : self.width])
-        out = []
-        for t in range(x.shape[1]):
-            i, f, g, o = (drive[:, t] + h @ self.w_h.T).chunk(4, dim=1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            out.append(h)
-        return torch.stack(out, 1)
+        return lstm(x, self.w_x, self.w_h, self.b, keep=self.training)
 
 
 class CharacterLSTM(nn.Module):
