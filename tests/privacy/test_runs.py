@@ -23,6 +23,7 @@ from weft.methods.fedavg import fedavg
 from weft.privacy.ledger import Ledger
 
 DP = ["--dp", "central", "--clip-norm", 0.5, "--noise-multiplier", 4, "--delta", 1e-3]
+ADAPTIVE = [*DP, "--adaptive-clip", 0.5, "--noise-multiplier", 0.3]
 
 
 @pytest.fixture
@@ -80,9 +81,7 @@ def test_local_noise_is_counted_by_the_client_with_most_turns(words: list[Any], 
     assert found.federation.turns.max() == 1 and summary(short)["rounds"] < 4
 
 
-@pytest.mark.parametrize(
-    "more", [DP, [*DP, "--adaptive-clip", 0.5, "--noise-multiplier", 0.3], ["--secure-aggregation"]]
-)
+@pytest.mark.parametrize("more", [DP, ADAPTIVE, ["--secure-aggregation"]])
 def test_killed_and_resumed_has_the_same_bits(words: list[Any], tmp_path: Path, more: list[Any]) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert weft(*words, *more, "--out", whole) == 0
