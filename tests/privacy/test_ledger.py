@@ -102,7 +102,8 @@ def test_bad_numbers() -> None:
 def test_words() -> None:
     assert usual_delta(1000) == 0.0005
     assert usual_delta(20) < 1 / 20
-    said = {**Ledger("fixed", 1.0, 10, 5, 1e-5).described(), "rounds": 3, "epsilon": 7.123, "budget": 8.0}
+    told = {"rounds": 3, "epsilon": 7.123, "budget": 8.0, "noise": "stream"}
+    said = {**Ledger("fixed", 1.0, 10, 5, 1e-5).described(), **told}
     text = in_words({**said, "stopped_by_budget": True})
     assert text.startswith(
         "epsilon = 7.12 at delta = 1e-05 after 3 rounds, and one more would pass the budget of 8 (rep"

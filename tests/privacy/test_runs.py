@@ -23,6 +23,7 @@ from weft.methods.fedavg import fedavg
 from weft.privacy.ledger import Ledger
 
 DP = ["--dp", "central", "--clip-norm", 0.5, "--noise-multiplier", 4, "--delta", 1e-3]
+ADAPTIVE = [*DP, "--adaptive-clip", 0.5, "--noise-multiplier", 0.3]
 
 
 @pytest.fixture
@@ -80,9 +81,7 @@ def test_local_noise_is_counted_by_the_client_with_most_turns(words: list[Any], 
     assert found.federation.turns.max() == 1 and summary(short)["rounds"] < 4
 
 
-@pytest.mark.parametrize(
-    "more", [DP, [*DP, "--adaptive-clip", 0.5, "--noise-multiplier", 0.3], ["--secure-aggregation"]]
-)
+@pytest.mark.parametrize("more", [DP, ADAPTIVE, ["--secure-aggregation"]])
 def test_killed_and_resumed_has_the_same_bits(words: list[Any], tmp_path: Path, more: list[Any]) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert weft(*words, *more, "--out", whole) == 0
@@ -153,3 +152,17 @@ def test_refused(
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert snapshot(tmp_path) == before
+
+
+def test_runs_of_several_seeds_are_one_program_and_the_same(words: list[Any], tmp_path: Path) -> None:
+    models = []
+    for policy in ("always", "never"):
+        out = tmp_path / policy
+        options = [*words[2:], *ADAPTIVE, "--precision", "fp64", "--seeds", 2, "--together", policy, "--out", out]
+        assert weft("compare", "fedavg", *options) == 0
+        found = sorted(p.parent for p in out.rglob("settings.yaml"))
+        assert len(found) == 2
+        models.append([reopen(p).federation.server for p in found])
+    for together, alone in zip(*models, strict=True):
+        assert max(float((together.inner.model[k] - v).abs().max()) for k, v in alone.inner.model.items()) <= 1e-9
+        assert float(together.clip["norm"]) == pytest.approx(float(alone.clip["norm"]), abs=1e-12)

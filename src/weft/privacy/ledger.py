@@ -105,7 +105,8 @@ def in_words(said: Mapping[str, Any]) -> str:
     text = f"epsilon = {said['epsilon']:.3g} at delta = {said['delta']:g} after {said['rounds']} rounds"
     if said["stopped_by_budget"]:
         text += f", and one more would pass the budget of {said['budget']:g}"
-    return f"{text} ({said['adjacency']}; {drawn}; figures on clients' data are not covered)"
+    seeded = "; noise from the seed, for experiments only" if said["noise"] == "stream" else ""
+    return f"{text} ({said['adjacency']}; {drawn}{seeded}; figures on clients' data are not covered)"
 
 
 def usual_delta(clients: int) -> float:

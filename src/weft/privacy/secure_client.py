@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from weft.privacy import shamir
-from weft.privacy.keys import PUBLIC, Pair, Words, mask, seal, unseal
+from weft.privacy.keys import Pair, Words, mask, seal, unseal
 from weft.privacy.secure_messages import (
     KEYS,
     REVEALED,
@@ -124,7 +124,6 @@ class Client:
 
     def _shared(self, other: int) -> bytes:
         """The key for what is sealed between this client and another one."""
-        assert len(self._public[other][0]) == PUBLIC
         return self._sealing.agree(self._public[other][0], pairwise(self._session, self.me, other, b"seal"))
 
     def _step(self, number: int) -> None:

@@ -15,7 +15,7 @@ from weft.privacy.keys import Pair, Words, mask
 from weft.privacy.secure_messages import KEYS, REVEALED, SEALED, SURVIVOR, ProtocolError, pairwise, read, written
 
 
-class TooFew(RuntimeError):
+class TooFew(ArithmeticError):
     """Fewer clients are left than the threshold, so the sum cannot be unmasked; nothing was learnt."""
 
     def __init__(self, step: str, there: int, needed: int) -> None:
