@@ -28,7 +28,7 @@ from weft.experiment.sources import federated
 pytest.importorskip("flwr", reason="weft[flower] is not installed")
 load_methods()
 
-DEADLINE = 8.0
+DEADLINE = 12.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -172,7 +172,7 @@ def refused(network: Any, key: str, *before: str, **told: Any) -> str:
     words = (
         f"{'; '.join(before)}\nfrom weft.cli import main; import sys; sys.exit(main(['deploy', 'node', {str(path)!r}]))"
     )
-    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=90)
+    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
     assert ended.returncode != 0
     lines = [line for line in ended.stderr.splitlines() if line.startswith("weft: ")]
     assert len(lines) == 1 and "Traceback" not in ended.stderr, ended.stderr

@@ -217,3 +217,40 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
         NodeSettings(**names, clients=[0, 1], data=told).federated(3)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="use a name, a path, or module:function"):
         NodeSettings(**names, clients=[0], data={**told, "data": "nowhere:examples"}).federated(3)  # type: ignore[arg-type]
+
+
+def test_late_answers_count_while_there_are_too_few(place: Path, tmp_path: Path, caplog: Any) -> None:
+    """Two of three nodes answer after the deadline: the round has its quorum with them, and nothing is done twice."""
+    from tests.engines.line import Line
+
+    answers, asked = three(place, tmp_path), []
+    line = Line(**answers)
+    pull = line.pull_messages
+
+    def slow(names: Any) -> Any:  # what nodes 2 and 3 answer in round 1 comes half a second after the deadline
+        there = [n for n in names if n in line.replies]
+        held = [
+            n for n in there if line.replies[n].metadata.src_node_id != 1 and n in until and clock.waited() < until[n]
+        ]
+        return pull([n for n in there if n not in held])
+
+    from weft.deploy.clock import Clock
+
+    clock, until, push = Clock(), {}, line.push_messages
+
+    def send(messages: Any) -> Any:
+        kinds = [(m.metadata.message_type, m.metadata.dst_node_id) for m in messages]
+        names = push(messages)
+        for name, (kind, node) in zip(names, kinds, strict=True):
+            if kind == "train.turn":
+                asked.append(node)
+            if (len(asked) <= 3 and node != 1 and kind != "query.hello") or (kind == "query.hello" and asked):
+                until[name] = clock.waited() + 1.0 + (kind == "query.hello")
+        return names
+
+    line.push_messages, line.pull_messages = send, slow  # type: ignore[method-assign]
+    run = prepared(place, "fedavg", line, rounds=1, deadline=0.5, min_clients=6)
+    with caplog.at_level(logging.WARNING, "weft.federation"):
+        run.go()
+    assert int(run.federation.turns.sum()) == 4 and len(asked) == len(set(asked)), asked
+    assert sum("is late" in r.getMessage() for r in caplog.records) >= 1

@@ -177,23 +177,23 @@ class Remote:
     ) -> Iterator[tuple[int, list[int], RecordDict]]:
         """(node, its clients, what it answers) of all that answer in time.
 
-        With `quorum`, a round with too few answers at the deadline waits for nodes to come back, which are asked too.
+        With `quorum`, a round with too few answers at the deadline waits on, and asks nodes that come back, too.
         """
         clock, heard = Clock(), 0
         least = min(self.least, len(wanted)) if quorum else 0
-        waiting: dict[str, tuple[int, list[int]]] = {}
+        waiting: dict[str, tuple[int, Seen, list[int]]] = {}
         open_to: set[int] = set(wanted)
         while True:
             for node, seen in list(self._nodes.items()):
                 ids = [k for k in seen.clients if k in open_to]
                 if ids:
-                    waiting[self._send(node, kind, asking(ids))] = (node, ids)
+                    waiting[self._send(node, kind, asking(ids))] = (node, seen, ids)
                     self.tell(seen.name, "training" if kind == "turn" else "evaluating", "")
                     open_to -= set(ids)
             for reply in self._pulled(list(waiting)):
-                node, ids = waiting.pop(reply.metadata.reply_to_message_id)
+                node, seen, ids = waiting.pop(reply.metadata.reply_to_message_id)
                 if self._fine(node, reply):
-                    self.tell(self._nodes[node].name, "ready", "")
+                    self.tell(seen.name, "ready", "")
                     heard += len(ids)
                     yield node, ids, reply.content
                 else:
@@ -208,23 +208,32 @@ class Remote:
                     f"round {self._number}: {heard} of at least {least} clients answered within {waited:.0f} s"
                     f"{self._why()}"
                 )
-            if late:  # no quorum: whoever comes back is asked
-                open_to |= self._put_off(waiting)
-                self._look_round()
-            elif not waiting:
+            if late:
+                open_to |= self._lost_in(waiting)
+            if not waiting:
                 self._look_round()
             time.sleep(POLL)
         self._put_off(waiting)
 
-    def _put_off(self, waiting: dict[str, tuple[int, list[int]]]) -> set[int]:
-        """Those that have not answered are away until they say so; returns their clients."""
-        late: set[int] = set()
-        for name, (node, ids) in waiting.items():
+    def _lost_in(self, waiting: dict[str, tuple[int, Seen, list[int]]]) -> set[int]:
+        """Greet those that are late; one that answers that, but not what it was asked, has been started anew."""
+        for node, seen, _ in waiting.values():
+            if self._nodes.get(node) is seen:
+                self._late(node)
+        self._look_round()
+        lost = {name: ids for name, (node, _, ids) in waiting.items() if node in self._nodes}
+        for name in lost:
+            self._owed[name] = waiting.pop(name)[0]
+        return {k for ids in lost.values() for k in ids}
+
+    def _put_off(self, waiting: dict[str, tuple[int, Seen, list[int]]]) -> None:
+        """Those that have not answered are away until they say so, and what they answer yet is thrown away."""
+        for name, (node, _, _) in waiting.items():
             self._owed[name] = node
-            late |= set(ids)
-            self._against(node, "late", f"no answer in round {self._number} within {self.deadline:g} s")
-        waiting.clear()
-        return late
+            self._late(node)
+
+    def _late(self, node: int) -> None:
+        self._against(node, "late", f"no answer in round {self._number} within {self.deadline:g} s")
 
     def _pulled(self, names: Sequence[str]) -> Iterator[Message]:
         """Replies that are there, a few at a time, so that memory is bounded by what their uploads take."""
