@@ -24,5 +24,5 @@ def clipped(trees: Mapping[str, Tree], largest: Tensor | float) -> tuple[dict[st
     size = norm(trees)
     factor = torch.where(size > largest, largest / size, torch.ones_like(size))
     finite = size.isfinite()
-    scaled = {name: each(lambda x: torch.where(finite, x * factor, x), tree) for name, tree in trees.items()}
+    scaled = {name: each(lambda x: torch.where(finite, x * factor, 0.0), tree) for name, tree in trees.items()}
     return scaled, (size <= largest).to(size.dtype)

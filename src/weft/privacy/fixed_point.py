@@ -39,8 +39,8 @@ class FixedPoint:
     def __post_init__(self) -> None:
         if self.bits not in (32, 64):
             raise SettingError(f"bits = {self.bits} is no size of a word: use 32 or 64")
-        if not (self.bound > 0 and math.isfinite(self.bound)):
-            raise SettingError(f"secure_range = {self.bound} is no range: use a number above 0, such as 64")
+        if not 1 <= self.bound < math.inf:  # weights are sent as shares, up to 1
+            raise SettingError(f"secure_range = {self.bound} is no range: use 1 or more, such as 64")
         if self.places < LEAST:
             raise SettingError(
                 f"secure_range = {self.bound:g} and {self.clients} clients leave {self.places} binary places of "
