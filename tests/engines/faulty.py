@@ -19,7 +19,7 @@ from weft.deploy import fleet, node, supernode
 from weft.deploy.records import noted
 from weft.wire import pack
 
-FAULTS = dict(word.split("=") for word in sys.argv[2:])
+FAULTS: dict[str, str] = {}
 
 
 def changed(reply: Message, change: Any) -> None:
@@ -56,5 +56,7 @@ class Faulty(node.Node):
         return reply
 
 
-supernode.Node = Faulty  # type: ignore[misc]
-supernode.run_node(Path(sys.argv[1]))
+if __name__ == "__main__":
+    FAULTS |= dict(word.split("=") for word in sys.argv[2:])
+    supernode.Node = Faulty  # type: ignore[misc]
+    supernode.run_node(Path(sys.argv[1]))

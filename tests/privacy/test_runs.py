@@ -15,7 +15,7 @@ pytest.importorskip("cryptography", reason="secure aggregation needs the package
 
 from tests.experiment.small import RUN, archive, bits, snapshot, source, weft
 
-from weft.data import federate
+from weft.data.federate import federate
 from weft.experiment.api import reopen
 from weft.experiment.cohort import able, cohort
 from weft.experiment.settings import RunSettings

@@ -67,7 +67,7 @@ def test_results_are_those_of_plain_sums(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in METHODS if not adds_up(make(n))])
 def test_methods_that_need_every_upload_are_refused(name: str) -> None:
-    says = "sends nothing" if name == "local" else "needs every upload on channel"
+    says = "sends nothing" if name in ("local", "btfl") else "needs every upload on channel"
     with pytest.raises(SettingError, match=says):
         singly(make(name))
 
