@@ -20,8 +20,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "federate": "weft.data.federate",
     "load": "weft.data.load",
-    "reopen": "weft.experiment.run",
-    "run": "weft.experiment.run",
+    "reopen": "weft.experiment.api",
+    "run": "weft.experiment.api",
+    "with_domains": "weft.data.domains",
+    "with_streams": "weft.data.streams",
     "Net": "weft.core.net",
     "SettingError": "weft.core.errors",
     "Result": "weft.experiment.result",

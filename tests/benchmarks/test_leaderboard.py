@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from benchmarks.methods import page, papers, settings, table
 
-from weft.cli import _given, _made, _named, _options, _parser
+from weft.cli.chosen import given, made
+from weft.cli.words import named, options, parser
 from weft.core.registry import REGISTRY
 from weft.data.load import SHELF
 from weft.data.partition import PARTITIONERS
@@ -36,15 +37,15 @@ def test_every_method_has_a_record_whose_command_can_be_run(name: str) -> None:
     record = papers.records()[name]
     words = papers.command(record)
     assert words[0] == "weft"
-    args, rest = _parser().parse_known_args(words[1:])
-    own, bare = _options(rest)
+    args, rest = parser().parse_known_args(words[1:])
+    own, bare = options(rest)
     assert args.command == "compare" and not bare and args.seeds == 3
     for word in args.methods:
-        called, options = _named(word)
+        called, written = named(word)
         assert called == name
-        _made(called, own | options)
-    data = from_mapping(DataSettings, _given(args, DataSettings))
-    run = from_mapping(RunSettings, _given(args, RunSettings))
+        made(called, own | written)
+    data = from_mapping(DataSettings, given(args, DataSettings))
+    run = from_mapping(RunSettings, given(args, RunSettings))
     assert data.data in SHELF or data.data.startswith("hub:")
     assert data.partition in PARTITIONERS or data.partition == "natural"
     assert set(run.model.split(",")) <= {m.name for m in catalogue()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
-from weft.core import round as rounds
+from weft.core import here
 from weft.core.kept import Kept
 
 
@@ -113,7 +113,7 @@ def test_a_run_on_pages_is_the_run_in_memory(name: str, tmp_path: Path, monkeypa
     def paged(first: Any, population: int, folder: Any = None) -> Kept:
         return Kept(first, population, tmp_path, budget=0)
 
-    monkeypatch.setattr(rounds, "Kept", paged)
+    monkeypatch.setattr(here, "Kept", paged)
     federation = start(make(name))
     assert list(tmp_path.rglob("*.rows"))
     assert gap(plain, train(make(name), federation=federation)) == 0

@@ -38,9 +38,9 @@ def one_by_one(federation: Federation, name: str, rows: list[Any], examples: Exa
         phases = {n: p for n, p in method.phases.items() if n == "adapt"}
         turn = tree_map(lambda x: x[0], draw(9, ids, phases, federation.turns[ids]))
         at = torch.from_numpy(rows[k])
-        logits = view.of(int(federation.turns[k]))(net, Task(down, mine, Data(examples, turn)))(
-            examples.look(at)
-        ).detach()
+        predict = view.newcomer if view.newcomer and not federation.turns[k] else view.predict
+        task = Task(down, mine, Data(examples, turn))
+        logits = predict(net, task)(examples.look(at)).detach()
         y = examples.label(at)
         loss = net.criterion(logits, y).numpy()
         guess = logits.argmax(1).numpy()

@@ -32,8 +32,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_there_is(done: Path) -> None:
-    kept = ["checkpoint", "manifest.json", "metrics.parquet", "report.html", "settings.yaml", "summary.json"]
-    assert sorted(p.name for p in done.iterdir()) == kept
+    kept = ["checkpoint", "manifest.json", "metrics.parquet", "report.html", "settings.yaml"]
+    assert sorted(p.name for p in done.iterdir()) == [*kept, "status.json", "summary.json"]
     assert sorted(p.name for p in (done / "checkpoint").iterdir()) == ["round-000003", "round-000004"]
     assert sorted(p.name for p in (done / "checkpoint" / "round-000004").iterdir()) == [
         "state.json",

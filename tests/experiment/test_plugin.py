@@ -16,8 +16,8 @@ from weft.core.registry import REGISTRY
 from weft.data.federate import federate
 from weft.data.load import load
 from weft.executors import Batched, loop
+from weft.experiment.api import run
 from weft.experiment.plugins import load_methods
-from weft.experiment.run import run
 
 FILE = next(b.body for b in blocks((ROOT / "docs/write-a-method.md").read_text()) if b.file == "fadeprox.py")
 SMALL = ["--clients", "4", "--rounds", "1", "--batch-size", "50", "--cohort", "0.5", "--model", "logistic", "--quiet"]

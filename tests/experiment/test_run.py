@@ -21,7 +21,8 @@ from weft.core.task import Data
 from weft.data.federated import FederatedData
 from weft.data.source import Source
 from weft.executors import loop
-from weft.experiment.run import Run, cohort
+from weft.experiment.cohort import able, cohort
+from weft.experiment.run import Run
 from weft.experiment.settings import RunSettings
 
 OWNER = np.arange(180) % 6
@@ -38,7 +39,7 @@ def prepared(method: Any, data: FederatedData, model: Any = None, **settings: An
 
 
 def cohorts(run: Run, rounds: int) -> list[list[int]]:
-    return [cohort(run.method, run.data, run.settings, n).tolist() for n in range(1, rounds + 1)]
+    return [cohort(run.method, able(run.data), run.settings, n).tolist() for n in range(1, rounds + 1)]
 
 
 @pytest.mark.parametrize(("cohort", "size"), [(1.0, 6), (0.5, 3), (0.01, 1), (2, 2), (6, 6)])

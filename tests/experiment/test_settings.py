@@ -15,8 +15,8 @@ from tests.experiment.small import RUN, archive, bits, weft
 from weft.core.errors import SettingError
 from weft.core.registry import REGISTRY
 from weft.core.select import role
+from weft.experiment.drawing import rate
 from weft.experiment.plugins import load_methods
-from weft.experiment.run import rate
 from weft.experiment.settings import DataSettings, RunSettings, Settings, from_mapping, make, plain, read
 from weft.local import SGD, Adam, AdamW
 
@@ -27,6 +27,7 @@ RECIPES = [
     ["ditto", "--lam", "0.3", "--personal", "adam", "--cohort", "2", "--data-seed", "3", "--seed", "2"],
     ["fedper", "--keep", "head | norm", "--stragglers", "0.5", "--epochs", "3", "--new-clients", "0.3"],
     ["scaffold", "--option", "I", "--momentum", "0.9", "--compress", "topk:0.5", "--init-seed", "9"],
+    ["fedprox", "--plug", "dbe:kappa=5", "--plug", "blend", "--compress", "quantise:4"],
     ["fedavg", "--partition", "natural", "--aggregate", "median", "--protocol", "pooled", "--precision", "fp64"],
 ]
 

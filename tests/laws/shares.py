@@ -26,7 +26,7 @@ from weft.local.buffers import with_buffers
 
 ONE = torch.arange(CLIENTS)
 JUDGED = Rows.of([np.roll(ROWS[(k + 1) % CLIENTS], k)[: 2 + k] for k in range(CLIENTS)])
-DATA: Any = SimpleNamespace(test=JUDGED, source=SimpleNamespace(classes=CLASSES))
+DATA: Any = SimpleNamespace(validation=JUDGED, test=JUDGED, streams={}, source=SimpleNamespace(classes=CLASSES))
 
 
 def method_of(name: str) -> Method:
@@ -74,7 +74,7 @@ def dying(ids: Tensor, where: torch.device, name: str, flags: str, victim: int, 
             self.store.scatter(members, states)
             die("keep" if turns else "")
 
-    def examined(there: Here, exam: Exam) -> Marks:
+    def examined(there: Here, exam: Exam) -> dict[str, Marks]:
         die("judge")
         return Examiner(DATA, 2)(there, exam)
 
@@ -88,7 +88,7 @@ def go(clients: Clients, name: str, rounds: int = 3, size: int = 4) -> tuple[Fed
         federation = play(federation, number, cohort(number, size)).federation
     look = looking(federation, rounds)
     marks = {
-        view: clients.judge(Exam(rounds, "test", view, True, federation.turns, look))
+        view: clients.judge(Exam(rounds, "test", view, True, federation.turns, look))["test"]
         for view in federation.method.views
     }
     return federation, marks

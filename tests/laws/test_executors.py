@@ -10,7 +10,7 @@ import pytest
 from tests.laws.toys import METHODS, gap, make, train
 from weft.core import Method, Net, Reply, Task, here
 from weft.executors import Batched, loop
-from weft.local.scan import WORTH
+from weft.local.stack import WORTH
 from weft.wire import pack, unpack
 
 

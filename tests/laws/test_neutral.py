@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.toys import METHODS, gap, groups, kept, make, train
+from tests.laws.toys import METHODS, differ, groups, kept, make, train
 from weft.core.registry import REGISTRY
 
 NEUTRAL = [name for name in METHODS if REGISTRY[name].neutral]
@@ -62,13 +62,16 @@ OFF = {
     "fedgc": {"lam": 0.0},
     "fedgh": {"eta_s": 0.0},
     "feddbe": {"kappa": 0.0},
+    "pfa": {"warm": 1000},
+    "distfl": {"gap_min": 2.0},
+    "btfl": {"head_epochs": 0},
 }
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_the_default_is_not_off(name: str) -> None:
     """Who names a method without options gets the method."""
-    assert gap(train(make(name)), train(make(name, **OFF[name]))) > 1e-6
+    assert differ(train(make(name)), train(make(name, **OFF[name])))
 
 
 def test_there_are_neutral_settings() -> None:

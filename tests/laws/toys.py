@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from weft.core import Method, Net
+from weft.core import Input, Method, Net
 from weft.core.clients import Group
 from weft.core.here import Here
 from weft.core.method import Phase
@@ -35,6 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cfl": {"eps1": 1e9, "eps2": 0.0, "after": 1},
     "fedala": {"max_passes": 12},
     "fedrep": {"head_epochs": 2},
+    "pfa": {"warm": 1, "eps": 0.4},
+    "distfl": {"warm": 1, "probes": 3, "refine": 3, "gap_min": 0.0},
 }
 
 
@@ -61,8 +63,8 @@ class Deeper(nn.Module):
         return self.head(torch.tanh(self.second(torch.relu(self.first(x)))))
 
 
-SMALL = Net.from_module(Small, dtype=torch.float64)
-DEEPER = Net.from_module(Deeper, dtype=torch.float64)
+SMALL = replace(Net.from_module(Small, dtype=torch.float64), input=Input((INPUTS,)))
+DEEPER = replace(Net.from_module(Deeper, dtype=torch.float64), input=Input((INPUTS,)))
 
 
 def make(name: str, **options: Any) -> Method:
@@ -158,6 +160,11 @@ def leaves(federation: Federation) -> list[Tensor]:
 def kept(federation: Federation) -> list[Any]:
     """What all clients keep, by group."""
     return [federation.clients.states(group.ids) for group in federation.groups]  # type: ignore[attr-defined]
+
+
+def differ(a: Federation, b: Federation) -> bool:
+    """Whether two federations have other numbers, or as many of them as clusters are."""
+    return [x.shape for x in leaves(a)] != [x.shape for x in leaves(b)] or gap(a, b) > 1e-6
 
 
 def gap(a: Any, b: Any) -> float:

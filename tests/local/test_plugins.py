@@ -14,12 +14,27 @@ from tests.laws.toys import train as train_toy
 from weft.core import Method, SettingError
 from weft.core.round import Federation
 from weft.executors import Batched, loop
+from weft.experiment.assemble import assembled
+from weft.experiment.settings import RunSettings
 from weft.local.blend import with_blend
 from weft.local.buffers import with_buffers
 from weft.local.debias import M, P, debiased, with_dbe
 
 WHOLE = ["fedavg", "fedprox", "moon", "scaffold", "feddyn", "fedadam", "ditto", "fedavg-ft"]
-DEBIASED = [*WHOLE, "fedper", "fedbn", "fednova", "fedrep", "lg-fedavg", "fedala"]
+DEBIASED = [
+    *WHOLE,
+    "fedper",
+    "fedbn",
+    "fednova",
+    "fedrep",
+    "lg-fedavg",
+    "fedala",
+    "fedlc",
+    "fedntd",
+    "fedphp",
+    "fml",
+    "fedkd",
+]
 train = partial(train_toy, nets=groups("fedavg"))
 OFF: dict[str, Any] = {"kappa": 0.0, "bias_rate": 0.0}
 
@@ -63,8 +78,9 @@ def test_vectors_are_in_no_message_and_the_mean_is_constant(name: str) -> None:
     ("name", "why"),
     [
         *((n, "descend") for n in ("apfl", "pfedme", "per-fedavg", "fedrod")),
-        *((n, "penalty") for n in ("fedcp", "gpfl", "fedgc", "feddbe")),
-        *((n, "received") for n in ("fedfomo", "ifca")),
+        *((n, "penalty") for n in ("fedcp", "gpfl", "fedgc")),
+        *((n, "begins with") for n in ("feddbe", "fedamd")),
+        *((n, "received") for n in ("fedfomo", "ifca", "fedmtl")),
         *((n, "sends a model") for n in ("fedproto", "local", "fedgh")),
     ],
 )
@@ -74,9 +90,15 @@ def test_the_eliminator_is_refused_where_half_of_it_would_be_missing(name: str, 
 
 
 def test_blending_is_refused_without_a_whole_model() -> None:
-    for name in ("fedproto", "fedper", "fedfomo", "fedrep"):
+    for name in ("fedproto", "fedper", "fedfomo", "fedrep", "feddbe"):
         with pytest.raises(SettingError, match="model"):
             train(with_blend(make(name)), rounds=1)
+
+
+def test_blending_is_refused_where_the_upload_is_no_change_of_the_model() -> None:
+    for name in ("fednova", "fedamd", "fedcp", "fedkd"):
+        with pytest.raises(SettingError, match="blending takes"):
+            with_blend(make(name))
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -123,3 +145,40 @@ def test_the_vector_may_be_folded_into_the_bias() -> None:
     x = torch.randn(4, 5, dtype=torch.float64)
     folded = {**tree, "head.bias": tree["head.bias"] + tree["head.weight"] @ p}
     assert gap(net.apply({**tree, P: p}, x).logits, SMALL.apply(folded, x).logits) < 1e-12
+
+
+COMPOSED = {
+    "dbe": ["fedprox", "scaffold", "ditto", "fedntd", "fml"],
+    "blend": ["fedprox", "scaffold", "moon", "fedlc", "fedrod"],
+    "topk": ["fedprox", "scaffold", "ditto", "fedbabu", "fedpac"],
+}
+SETTINGS = {
+    "dbe": RunSettings(plug=("dbe",)),
+    "blend": RunSettings(plug=("blend:passes=6,eta=5",)),
+    "topk": RunSettings(compress="topk:0.2"),
+}
+
+
+@pytest.mark.parametrize(("what", "name"), [(w, n) for w, names in COMPOSED.items() for n in names])
+def test_each_composes_with_five_methods_under_all_executors(what: str, name: str) -> None:
+    """As settings of a run: the same numbers one by one, all at once and in chunks, and others than without."""
+    method = assembled(make(name), SETTINGS[what])
+    batched = train(method, rounds=4)
+    assert gap(batched, train(method, loop, rounds=4)) <= 1e-9
+    assert gap(batched, train(method, Batched(chunk=2), rounds=4)) <= 1e-9
+    bare = train(make(name), rounds=4).server
+    assert gap(getattr(batched.server, "inner", batched.server), bare) > 1e-6
+
+
+def test_the_order_of_words_does_not_matter() -> None:
+    one, other = (assembled(make("fedprox"), RunSettings(plug=p)) for p in (("dbe", "blend"), ("blend", "dbe")))
+    assert gap(train(one), train(other)) == 0
+
+
+def test_the_eliminator_and_statistics_at_home_are_refused_with_unlike_networks() -> None:
+    for name in ("fml", "fedkd"):
+        with pytest.raises(SettingError, match="unlike networks"):
+            train_toy(with_dbe(make(name)), rounds=1)
+        with pytest.raises(SettingError, match="unlike clients"):
+            train_toy(with_buffers(make(name), "local"), rounds=1)
+        assert gap(train(with_buffers(make(name), "local")), train(with_buffers(make(name), "local"), loop)) <= 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from reference.world import World
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from weft.core import Data, Examples, Method, Net, Phase, Round, Task, Tree, Turn
+from weft.core import Data, Examples, Input, Method, Net, Phase, Round, Task, Tree, Turn
 from weft.core.clients import Group
 from weft.core.here import Here
 from weft.core.method import shown
@@ -38,7 +39,8 @@ def net_of(world: World) -> Net:
     """The network whose numpy twin is `world.model`."""
     classes, hidden = world.first["head.weight"].shape
     dim = world.first["body.weight"].shape[1]
-    return Net.from_module(lambda: Toy(dim, hidden, classes, world.model is BnMlp), "head", dtype=torch.float64)
+    net = Net.from_module(lambda: Toy(dim, hidden, classes, world.model is BnMlp), "head", dtype=torch.float64)
+    return replace(net, input=Input((dim,)))
 
 
 def _stack(parts: list[list[np.ndarray[Any, Any]]]) -> Tensor:

@@ -241,6 +241,14 @@ GPFL = [
 
 FEDGH = [
     Mutant(
+        "a client's training moves the common head", "PFLlib (the head is that of client 0)", gh,
+        Edit(
+            fedgh, "total, count = class_sums(net, trained, task.data)",
+            "[h.copy_(trained[k]) for k, h in task.down.head.items()]\n"
+            "        total, count = class_sums(net, trained, task.data)",
+        ),
+    ),
+    Mutant(
         "the client goes on with its own head", COMMON, gh,
         Edit(
             fedgh, "descend(net, under(net, task.mine, task.down.head),",

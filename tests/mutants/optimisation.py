@@ -205,7 +205,7 @@ FEDOPT = [
     ),
     Mutant(
         "the server optimiser moves running statistics", COMMON, reference("fedadam", norm=True),
-        Edit(rounds._advanced, "got, carried = encoded(rnd.net, tree)", "got, carried = tree, {}"),
+        Edit(rounds.advanced, "got, carried = encoded(rnd.net, tree)", "got, carried = tree, {}"),
     ),
 ]  # fmt: skip
 

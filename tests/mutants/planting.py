@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any
 
 from weft.core.registry import REGISTRY
-from weft.local import scan
+from weft.local.stack import _TRACES
 
 COMMON = "a common slip"
 """Where no public place is on record."""
@@ -89,7 +89,7 @@ class Mutant:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """The code with the mistake in it. Steps that were traced without it are forgotten, before and after."""
-        traces: dict[Any, Any] = inspect.getmodule(scan)._TRACES  # type: ignore[union-attr]
+        traces: dict[Any, Any] = _TRACES
         with ExitStack() as stack:
             stack.callback(traces.clear)
             traces.clear()

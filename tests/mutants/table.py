@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.mutants import beside, distillation, drift, engine, mixtures, optimisation, personal
+from tests.mutants import beside, distillation, drift, engine, groups, mixtures, optimisation, personal
 from tests.mutants.planting import COMMON, Mutant
 
 PAGE = Path(__file__).parents[2] / "docs/mutants.md"
 FAMILIES: dict[str, list[Mutant]] = {
     family: mutants
-    for part in (optimisation, drift, personal, beside, mixtures, distillation, engine)
+    for part in (optimisation, drift, personal, beside, mixtures, groups, distillation, engine)
     for family, mutants in part.FAMILIES.items()
 }
 MUTANTS = {f"{family}: {m.name}": m for family, mutants in FAMILIES.items() for m in mutants}

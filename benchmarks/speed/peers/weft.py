@@ -126,7 +126,8 @@ def rounds(made: Run, cohorts: np.ndarray, seed: int, evaluate_every: int) -> To
 def judged(made: Run, view: str) -> dict[str, np.ndarray]:
     """Metrics of every client on its test rows."""
     made.here.draw = Draw(made, made.settings.seed)
-    marks = made.here.judge(Exam(0, "test", view, False, made.federation.turns, looking(made.federation, 0)))
+    exam = Exam(0, "test", view, False, made.federation.turns, looking(made.federation, 0))
+    marks = made.here.judge(exam)["test"]
     return {"clients": marks.ids, "counts": marks.counts, **marks.metrics}
 
 

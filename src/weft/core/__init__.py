@@ -2,8 +2,8 @@
 
 from weft.core.channel import Channel, Codec, Transform, keep_all, mean
 from weft.core.errors import SettingError
-from weft.core.method import Method, Model, Nothing, Phase, Predict, Round, View, tune
-from weft.core.net import Fit, Net, Out, cross_entropy, masked_mean
+from weft.core.method import Method, Model, Nothing, Phase, Predict, Round, Stacked, View, tune
+from weft.core.net import Fit, Input, Net, Out, cross_entropy, masked_mean
 from weft.core.registry import method
 from weft.core.select import Select, everything, nothing, role
 from weft.core.task import Batch, Data, Examples, Reply, Task, Turn
@@ -16,6 +16,7 @@ __all__ = [
     "Data",
     "Examples",
     "Fit",
+    "Input",
     "Method",
     "Model",
     "Net",
@@ -27,6 +28,7 @@ __all__ = [
     "Round",
     "Select",
     "SettingError",
+    "Stacked",
     "Task",
     "Transform",
     "Tree",

@@ -63,7 +63,7 @@ class Exam(NamedTuple):
     """A view that is to be judged on the clients' own examples."""
 
     number: int  # after this round
-    split: str
+    split: str  # validation, test, or the name of a test stream
     view: str
     full: bool  # all metrics, not only accuracy and loss
     past: Tensor  # int64 [population]: how many turns each client has had
@@ -96,14 +96,20 @@ class Clients(Protocol):
     def groups(self) -> tuple[Group, ...]:
         """Who has which architecture; the first one's is also the server's."""
 
+    def there(self, able: Tensor) -> Tensor:
+        """Those of these clients (int64, ascending) that could be in a round now."""
+
     def hear(self, message: Message, timed: Timed = untimed) -> Iterable[Part]:
         """Let clients take their turns. What they will keep is only put by, so that a round may fail or be repeated."""
 
     def keep(self, ids: Tensor) -> None:
         """End the round: these clients keep what they have put by in it, the others what they had before."""
 
-    def judge(self, exam: Exam) -> Marks:
-        """Judge a view on everybody's examples, where these are; only figures come back."""
+    def judge(self, exam: Exam) -> Mapping[str, Marks]:
+        """Judge a view on everybody's examples, where these are; only figures come back, by the name of what was asked.
+
+        The first name is the split's; a split may have parts, which have names of their own.
+        """
 
     def state(self, client: int) -> Any:
         """What the method keeps at this client."""

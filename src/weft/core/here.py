@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from weft.core.turn import Draw, Execute, Mine, encoded
 Weigh = Callable[[Tree, Codec | None], int]
 """(what one client sends or receives on one channel, its codec) -> bytes."""
 
-Examine = Callable[["Here", Exam], Marks]
+Examine = Callable[["Here", Exam], Mapping[str, Marks]]
 """Judges clients that are here."""
 
 STACK = 2**28
@@ -87,6 +87,10 @@ class Here:
         )
         return Here(method, alike, kept, examples, draw, execute, **parts)
 
+    def there(self, able: Tensor) -> Tensor:
+        """All of them."""
+        return able
+
     def hear(self, message: Message, timed: Timed = untimed) -> Iterator[Part]:
         """Let clients take their turns, block by block; see `Clients`."""
         turn, ids, down = turn_of(self.method, message), message.ids, message.down
@@ -107,16 +111,16 @@ class Here:
                     replies.append(self.execute(turn, net, given, mine, self.examples, drawn, self.public))
                 self._minds[seat] = replies[-1].mine
             up, weights, members = _in_order(replies, [ids[seat.here] for seat in seats])
-            finite, culprit = _finite(up, weights), ""
+            ok, culprit = finite(up, weights), ""
             traffic = Traffic(
                 _bytes_up(turn, self.groups[0].net, up, len(members), self.weigh), received * len(members)
             )
-            if not finite.all():
-                culprit = _culprit(up)
-                up, weights = tree_map(lambda x, f=finite: x[f.to(x.device)], (up, weights))
-            if finite.any() and sums(turn):
+            if not ok.all():
+                culprit = culprit_of(up)
+                up, weights = tree_map(lambda x, f=ok: x[f.to(x.device)], (up, weights))
+            if ok.any() and sums(turn):
                 up = reduced(turn, self.groups[0].net, up, weights)
-            yield Part(members[finite], weights, up, members[~finite], culprit, traffic, steps, drawn.rate[0])
+            yield Part(members[ok], weights, up, members[~ok], culprit, traffic, steps, drawn.rate[0])
 
     def keep(self, ids: Tensor) -> None:
         """Write what these clients have put by."""
@@ -126,8 +130,8 @@ class Here:
             self.kept[seat.group].scatter(seat.members[ok], tree_map(lambda x, ok=ok: x[ok.to(x.device)], mind))
         self._blocks, self._minds = [], {}
 
-    def judge(self, exam: Exam) -> Marks:
-        """Judge a view on the examples that are here."""
+    def judge(self, exam: Exam) -> Mapping[str, Marks]:
+        """Judge a view on the examples that are here; see `Clients`."""
         assert self.examine, "these clients were begun without `examine`"
         return self.examine(self, exam)
 
@@ -211,7 +215,7 @@ def _in_order(replies: Sequence[Reply[Any, Any]], clients: Sequence[Tensor]) -> 
     return up, weights, ids
 
 
-def _finite(up: Any, weights: Tensor) -> Tensor:
+def finite(up: Any, weights: Tensor) -> Tensor:
     """Bool [clients], on the host: every number that a client sent is finite."""
     floats = [weights, *(x for x in tree_leaves(up) if x.is_floating_point())]
     if bool(torch.stack([x.sum().double() for x in floats]).isfinite().all()):  # one pass; a sum lets none of them hide
@@ -220,7 +224,8 @@ def _finite(up: Any, weights: Tensor) -> Tensor:
     return ok.all(0).cpu()
 
 
-def _culprit(up: Any) -> str:
+def culprit_of(up: Any) -> str:
+    """The first channel on which something is not finite."""
     return next((n for n, t in up._asdict().items() if not all(v.isfinite().all() for v in tree_leaves(t))), "weight")
 
 

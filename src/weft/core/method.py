@@ -84,12 +84,19 @@ class Method:
     views: Mapping[str, View]
     up: Mapping[str, Channel]
     private_send: bool = False  # True: `send` returns one download per client of the round, stacked
-    show: Callable[[Any, Round], Any] | None = None  # server state -> what views get as the download; None: as `send`
+    show: Callable[[Any, Round], Any] | None = None  # server state -> what views get as the download; None: as `send`.
+    # A `Stacked` holds one for each client of the round, as where `private_send` is true
     next: Method | None = None  # a second turn in the same round, with the same states
     opening: Method | None = None  # an exchange with everybody before the first round, of which the server alone keeps
     needs: frozenset[str] = frozenset()  # "root data", "public data"
     phases: Mapping[str, Phase] = field(default_factory=lambda: {"local": Phase()})
     args: Mapping[str, Any] = field(default_factory=dict)  # what it was made with
+
+
+class Stacked(NamedTuple):
+    """What `show` returns where views of different clients get different downloads."""
+
+    down: Any  # stacked over the clients of the round
 
 
 def tune(method: Method, channel: str, **parts: Any) -> Method:
@@ -108,7 +115,8 @@ def tune(method: Method, channel: str, **parts: Any) -> Method:
 def shown(method: Method, state: Any, r: Round) -> tuple[Any, bool]:
     """(what views get as the download, whether it is stacked over the clients of `r`)."""
     if method.show is not None:
-        return method.show(state, r), False
+        found = method.show(state, r)
+        return (found.down, True) if isinstance(found, Stacked) else (found, False)
     return method.send(state, r), method.private_send
 
 

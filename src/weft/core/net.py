@@ -49,6 +49,13 @@ def masked_mean(values: Tensor, live: Tensor) -> Tensor:
     return (values * live).sum() / live.sum().clamp(min=1)
 
 
+class Input(NamedTuple):
+    """What one example is, as the network sees it."""
+
+    shape: tuple[int, ...]
+    tokens: int = 0  # size of the vocabulary; 0: the entries are numbers, about standard normal
+
+
 Forward = Callable[[Tree, Tensor, Tensor | None, Tensor | None], tuple[Out, Tree]]
 """(tree, x, live, key) -> (Out, changed buffers); `live` and `key` are None when judging."""
 
@@ -68,6 +75,7 @@ class Net:
     width: int = 0  # size of the feature vector
     criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # (logits, y) -> [batch]
     head: Callable[[Tree, Tensor], Tensor] = _no_head  # (tree, features) -> logits, by the entries of the head alone
+    input: Input | None = None  # what an example is, for who makes examples of its own; None: not known
     common: Net | None = None  # the first architecture of a mixed federation, which is the server's; None: this one
 
     def apply(self, tree: Tree, x: Tensor) -> Out:

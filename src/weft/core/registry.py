@@ -39,6 +39,18 @@ class Entry:
         return self.doc.splitlines()[0] if self.doc else ""
 
     @property
+    def apart(self) -> dict[str, str]:
+        """Laws of `tests/laws`, and plug-ins, that do not apply to it: name -> why."""
+        found = dict(self.exempt)
+        if self.neutral is None:
+            found["neutral"] = "no setting makes it another method"
+        if self.reaches_optimum is None:
+            found["quadratics"] = "it promises nothing about the optimum of one common model"
+        if self.mixed:
+            found["names"] = "which architecture a client has follows from its number"
+        return found
+
+    @property
     def options(self) -> dict[str, inspect.Parameter]:
         """The arguments of the method, by name."""
         return dict(inspect.signature(inspect.unwrap(self.make)).parameters)

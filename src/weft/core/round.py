@@ -121,7 +121,7 @@ def play(
         good &= torch.isin(ids, torch.cat([ids[:0], *(part.ids for part in parts)]))
         if parts:
             reduced, there, weights = gathered(turn, federation.net, parts)
-            state, then = _advanced(turn, state, then, reduced, rnd._replace(ids=there, weights=weights))
+            state, then = advanced(turn, state, then, reduced, rnd._replace(ids=there, weights=weights))
         turn, exchange = turn.next, exchange + 1
     turns = federation.turns.clone()
     if number:
@@ -131,7 +131,7 @@ def play(
     return Played(end, ids[good], skipped, Traffic(up, down), steps)
 
 
-def _advanced(
+def advanced(
     method: Method, state: Any, then: Mapping[str, Any], reduced: Any, rnd: Round
 ) -> tuple[Any, dict[str, Any]]:
     """Apply the server-side transform of each channel, and let the method advance."""

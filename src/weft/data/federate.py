@@ -101,7 +101,9 @@ def federate(
     if partition != "natural":  # there, None is everybody, those who are only tested included
         recipe["clients"] = len(train)
     note = manifest(source, splits, unseen, {**recipe, **extra})
-    return FederatedData(source, **splits, protocol=protocol, manifest=note, unseen=unseen)
+    return FederatedData(
+        source, splits["train"], splits["validation"], splits["test"], protocol=protocol, manifest=note, unseen=unseen
+    )
 
 
 def _checked(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,6 +46,13 @@ class Rows(NamedTuple):
         return (self.client(k) for k in range(self.clients))
 
 
+class Stream(NamedTuple):
+    """Test examples that every client is asked, in order; see `weft.data.streams`."""
+
+    rows: Rows
+    foreign: np.ndarray[Any, np.dtype[np.bool_]]  # [total]: whether each is of another client
+
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -65,6 +72,7 @@ class FederatedData:
     protocol: str  # "official" or "pooled"
     manifest: dict[str, Any]  # recipe, histograms and hashes; see `weft.data.manifest`
     unseen: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # clients that never train
+    streams: Mapping[str, Stream] = field(default_factory=dict)  # further tests, made of test examples
 
     def __post_init__(self) -> None:
         prove_disjoint(self.splits(), len(self.source.y))
@@ -79,6 +87,11 @@ class FederatedData:
                 )
         if len(self.unseen) and not 0 <= self.unseen.min() <= self.unseen.max() < self.clients():
             raise SettingError(f"unseen clients {self.unseen.tolist()} are not all among the {self.clients()} clients")
+        for name, stream in self.streams.items():
+            if stream.rows.clients != self.clients() or len(stream.foreign) != len(stream.rows.rows):
+                raise SettingError(f"stream {name!r} is not for {self.clients()} clients: make it of this federation")
+            if len(stray := np.setdiff1d(stream.rows.rows, self.test.rows)):
+                raise SettingError(f"stream {name!r} holds example {stray[0]}, which is no test example: leave it out")
         if len(empty := np.setdiff1d(np.flatnonzero(self.train.counts == 0), self.unseen)):
             raise SettingError(f"client {empty[0]} has no training example: give it some, or count it among the unseen")
 

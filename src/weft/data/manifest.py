@@ -99,7 +99,9 @@ def read(source: Source, folder: Path) -> FederatedData:
         raise SettingError(f"{folder} holds no partition ({error}): make one with `weft partition make`") from None
     if source_hash(source) != data_hash:
         raise SettingError(f"the data {source.name!r} are not those that {folder} divides: make the partition anew")
-    data = FederatedData(source, **splits, protocol=protocol, manifest=note, unseen=unseen)
+    data = FederatedData(
+        source, splits["train"], splits["validation"], splits["test"], protocol=protocol, manifest=note, unseen=unseen
+    )
     total = sum(len(r.rows) for r in splits.values())
     if total != said:
         raise SettingError(f"{folder} divides {total} examples, and its manifest says {said}: some are lost or added")

@@ -107,7 +107,7 @@ def quantity(pool: Pool, clients: int, rng: np.random.Generator, options: Option
 def domain(pool: Pool, clients: int, rng: np.random.Generator, options: Options) -> Division:
     """Feature shift: clients are spread over the domains, and each has examples of one."""
     if pool.domain is None:
-        raise SettingError("partition = 'domain' needs data with domains, such as digits")
+        raise SettingError("partition = 'domain' needs data with domains, such as digits, or made by --domain")
     domains, kind = np.unique(pool.domain, return_inverse=True)
     if clients < len(domains):
         raise SettingError(f"clients = {clients} is fewer than the {len(domains)} domains: use at least {len(domains)}")

@@ -1,7 +1,7 @@
 """The protocol: which answers are judged, on whose examples, in which groups of clients.
 
-Every view is asked about every client's validation and test examples. Figures are made for all clients that train, for
-those that were in the round and those that were not, and for clients that never train.
+Every view is asked about every client's validation and test examples, and about its test streams. Figures are made for
+all clients that train, for those that were in the round and those that were not, and for clients that never train.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from weft.core.clients import Array, Exam, Look, Marks
 from weft.core.here import Here
 from weft.core.method import Round, shown
 from weft.core.round import Federation
-from weft.data.federated import FederatedData
-from weft.evaluation.answers import answer
+from weft.data.federated import FederatedData, Stream
+from weft.evaluation.answers import Answers, answer
 from weft.evaluation.metrics import over_clients, per_client
+
+JUDGED = ("validation", "test")
 
 
 class Judged(NamedTuple):
     """What was found for one view on one split in one group of clients."""
 
-    split: str
+    split: str  # validation, test, or the name of a stream, with /own and /others for its halves
     view: str
     group: str  # all, participating, absent or new
     figures: dict[str, float]  # over clients
@@ -42,16 +44,16 @@ class Examiner:
     together: int = 64  # clients judged as one program
     workers: int = 1  # programs side by side
 
-    def __call__(self, here: Here, exam: Exam) -> Marks:
-        """The marks of all clients that are here and have examples of the split."""
+    def __call__(self, here: Here, exam: Exam) -> dict[str, Marks]:
+        """The marks of all clients that are here and have examples of the split, or of a part of it."""
         everybody = torch.cat([group.ids for group in here.groups]).sort().values
         ids = (everybody if exam.ids is None else exam.ids).numpy()
-        split = getattr(self.data, exam.split)
+        stream = asked(self.data)[exam.split]
         said = answer(
             here,
             here.method.views[exam.view],
             exam.look,
-            [split.client(k) for k in ids],
+            [stream.rows.client(k) for k in ids],
             ids,
             exam.past,
             exam.number,
@@ -59,21 +61,40 @@ class Examiner:
             together=self.together,
             workers=self.workers,
         )
-        return Marks(*per_client(said, self.data.source.classes, full=exam.full))
+        return {
+            name: Marks(*per_client(chosen, self.data.source.classes, full=exam.full))
+            for name, chosen in parts(exam.split, said, stream, ids)
+        }
+
+
+def asked(data: FederatedData) -> dict[str, Stream]:
+    """All that clients are asked, by name: the two splits that are judged, and the test streams."""
+    own = {split: getattr(data, split) for split in JUDGED}
+    return {name: Stream(rows, np.zeros(len(rows.rows), bool)) for name, rows in own.items()} | dict(data.streams)
+
+
+def parts(split: str, said: Answers, stream: Stream, ids: Array) -> Iterator[tuple[str, Answers]]:
+    """What these clients (int64, ascending) said, and apart from each other what on own and on others' examples."""
+    yield split, said
+    if stream.foreign.any() and not stream.foreign.all():
+        owner = np.repeat(np.arange(stream.rows.clients), stream.rows.counts)
+        foreign = stream.foreign[np.isin(owner, ids)]
+        yield f"{split}/own", said.take(~foreign)
+        yield f"{split}/others", said.take(foreign)
 
 
 def judge(federation: Federation, data: FederatedData, cohort: Array, number: int, *, full: bool) -> Iterator[Judged]:
     """Judge all views after round `number`, in which `cohort` (int64) took part; `full`: by all metrics."""
-    groups, look = grouped(data, cohort), looking(federation, number)
-    for split in ("validation", "test"):
-        for view in federation.method.views:
-            marks = federation.clients.judge(Exam(number, split, view, full, federation.turns, look))
+    groups, look, views = grouped(data, cohort), looking(federation, number), federation.method.views
+    exams = [Exam(number, split, view, full, federation.turns, look) for split in asked(data) for view in views]
+    for exam in exams:
+        for part, marks in federation.clients.judge(exam).items():
             for group, ids in groups.items():
                 there = np.isin(marks.ids, ids)
                 if there.any():
                     found = {name: values[there] for name, values in marks.metrics.items()}
                     figures = over_clients(marks.counts[there], found)
-                    yield Judged(split, view, group, figures, marks.ids[there], found)
+                    yield Judged(part, exam.view, group, figures, marks.ids[there], found)
 
 
 def looking(federation: Federation, number: int) -> Look:

@@ -69,6 +69,10 @@ class Cluster:
         """Who has which architecture."""
         return self._here.groups
 
+    def there(self, able: Tensor) -> Tensor:
+        """All of them."""
+        return able
+
     def hear(self, message: Message, timed: Timed = untimed) -> Iterator[Part]:
         """Let clients take their turns, all actors at once; see `Clients`."""
         if message.exchange == 0:
@@ -93,7 +97,7 @@ class Cluster:
                 self._here.put(opened(some), opened(states))
         self._heard = []
 
-    def judge(self, exam: Exam) -> Marks:
+    def judge(self, exam: Exam) -> Mapping[str, Marks]:
         """Judge a view at the actors."""
         judged = torch.cat(self._shares).sort().values if exam.ids is None else exam.ids
         own = {place: judged[at] for place, at in self._places(judged)}
@@ -101,7 +105,7 @@ class Cluster:
         if self._here.method.views[exam.view].shared or not exam.look(judged[:1])[1]:
             down = ray.put(packed(exam.look(judged)[0]))
             return _merged(self._all("judge", {p: (*what, packed(ids), down, False) for p, ids in own.items()}))
-        marks: list[Marks] = []
+        marks: list[Mapping[str, Marks]] = []
         for start in range(0, max(map(len, own.values())), TOGETHER):
             some = {place: ids[start : start + TOGETHER] for place, ids in own.items() if len(ids) > start}
             asks = {p: (*what, packed(ids), packed(exam.look(ids)[0]), True) for p, ids in some.items()}
@@ -183,8 +187,13 @@ class Cluster:
         return getattr(self._held[place], method).remote(self._run, *ask)
 
 
-def _merged(marks: Sequence[Marks]) -> Marks:
-    """The marks of all places, in the order of ids."""
+def _merged(found: Sequence[Mapping[str, Marks]]) -> dict[str, Marks]:
+    """The marks that places have given, by the name of what was asked."""
+    return {name: _in_order([marks[name] for marks in found]) for name in found[0]}
+
+
+def _in_order(marks: Sequence[Marks]) -> Marks:
+    """Marks of several places in the order of ids."""
     full = [m for m in marks if len(m.ids)] or marks[:1]
     order = np.argsort(np.concatenate([m.ids for m in full]))
 

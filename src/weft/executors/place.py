@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any
 
@@ -77,7 +77,7 @@ class Place:
 
     def judge(
         self, run: str, number: int, split: str, view: str, full: bool, past: Any, ids: Any, down: Any, stacked: bool
-    ) -> Marks:
+    ) -> Mapping[str, Marks]:
         """Judge a view on the examples of these clients."""
         asked, given = opened(ids), opened(down, self._device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,14 +17,17 @@ from torch import Tensor, nn
 from weft.core.clients import Group
 from weft.core.errors import SettingError
 from weft.core.method import Method, tune
-from weft.core.net import Net, Out
+from weft.core.net import Input, Net, Out
 from weft.core.registry import find
 from weft.core.task import Examples
 from weft.core.tree import Tree
 from weft.data.federated import FederatedData
-from weft.experiment.settings import RunSettings
+from weft.experiment.settings import RunSettings, read
+from weft.local.blend import with_blend
 from weft.local.buffers import with_buffers
+from weft.local.debias import with_dbe
 from weft.models import build
+from weft.privacy.private import Privacy, private
 from weft.server import TrimmedMean, mean, median, plain
 from weft.wire import Quantise, Sign, SVDEnergy, TopK
 
@@ -62,7 +67,7 @@ def networks(model: Network | Sequence[Network], data: FederatedData, precision:
     if isinstance(model, str):
         model = [name.strip() for name in model.split(",")]
     source = data.source
-    facts = {
+    facts: dict[str, Any] = {
         "shape": tuple(source.x.shape[1:]),
         "classes": source.classes,
         "vocabulary": source.vocabulary,
@@ -74,6 +79,7 @@ def networks(model: Network | Sequence[Network], data: FederatedData, precision:
             nets.append(_named(one, precision, where.type, **facts))
             continue
         net = one if isinstance(one, Net) else Net.from_module(one, dtype=dtype)
+        net = net if net.input else replace(net, input=Input(facts["shape"], source.vocabulary))
         nets.append(_in_bfloat16(net, where.type) if precision == "bf16" else net)
     return nets
 
@@ -87,6 +93,7 @@ def _named(model: str, precision: str, where: str, **facts: Any) -> Net:
         return build(model, **facts, seed=int(torch.initial_seed()) % 2**32)[0]
 
     net = Net.from_module(module, head, classes=facts["classes"], dtype=DTYPES[precision])
+    net = replace(net, input=Input(facts["shape"], facts["vocabulary"]))
     return _in_bfloat16(net, where) if precision == "bf16" else net
 
 
@@ -128,13 +135,46 @@ REDUCTIONS: dict[str, Any] = {
 }
 
 
-def assembled(method: Method, run: RunSettings) -> Method:
-    """The method with the run's codec and reduction on its model channel, and the run's policy for buffers."""
+PLUGS: dict[str, Callable[..., Method]] = {"blend": with_blend, "dbe": with_dbe}
+"""In the order in which they go on a method: the bias eliminator renews the network, so it stands outside."""
+
+
+def plugged(method: Method, texts: Sequence[str]) -> Method:
+    """The method with plug-ins, each written ``dbe`` or with options ``dbe:kappa=10,mu=0.9``; the order is ours."""
+    wanted = dict(text.partition(":")[::2] for text in texts)
+    if len(wanted) < len(texts):
+        raise SettingError(f"plug = {', '.join(texts)} names one twice: name each plug-in once")
+    for name in wanted:
+        if name not in PLUGS:
+            raise SettingError(f"plug = {name!r} is not known: use {' or '.join(PLUGS)}, with options after a colon")
+    for name, plug in PLUGS.items():
+        if name in wanted:
+            method = plug(method, **_options(name, wanted[name], plug))
+    return method
+
+
+def _options(name: str, text: str, plug: Callable[..., Method]) -> dict[str, Any]:
+    hints = typing.get_type_hints(plug)
+    takes = [option for option in inspect.signature(plug).parameters if option != "method"]
+    found = {}
+    for key, equals, value in (pair.partition("=") for pair in text.split(",") if pair):
+        if key not in takes or not equals:
+            raise SettingError(
+                f"plug = '{name}:{text}' has no option {key!r}: it takes {', '.join(takes)}, as key=value"
+            )
+        found[key] = read(key, value, hints[key])
+    return found
+
+
+def assembled(method: Method, run: RunSettings, privacy: Privacy | None = None) -> Method:
+    """The method with the run's plug-ins, codec and reduction of the model channel, policy for buffers, and privacy."""
+    method = plugged(method, run.plug)
     for setting, table, part in (("compress", CODECS, "encode"), ("aggregate", REDUCTIONS, "reduce")):
         text = getattr(run, setting)
         if text:
             method = tune(method, "model", **{part: _part(setting, text, table)})
-    return with_buffers(method, run.buffers)
+    method = with_buffers(method, run.buffers)
+    return private(method, privacy) if privacy else method
 
 
 def _part(setting: str, text: str, table: dict[str, Any]) -> Any:

@@ -32,7 +32,7 @@ def write(folder: Path, number: int, federation: Federation, extra: dict[str, An
         "kept": federation.clients.saved(),
         "turns": federation.turns,
     }
-    shape = _describe(state, tensors)
+    shape = described(state, tensors)
     data = save(tensors)
     note = {"round": number, "state": shape, "extra": extra, "sha256": hashlib.sha256(data).hexdigest()}
     home = folder / "checkpoint"
@@ -77,7 +77,7 @@ def restore(place: Path, federation: Federation) -> tuple[int, Federation, dict[
     firsts = [Mine(federation.method.client(g.net, g.net.init(0)), {}) for g in federation.groups]
     likes = [{"members": federation.turns, "states": first} for first in firsts]
     like = {"server": federation.server, "then": {}, "kept": likes, "turns": federation.turns}
-    state = _rebuild(shape, tensors, like)
+    state = rebuilt(shape, tensors, like)
     federation.clients.restore(state["kept"])
     end = replace(federation, server=state["server"], then=state["then"], turns=state["turns"])
     return number, end, extra
@@ -87,20 +87,20 @@ def _all(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoint").glob("round-*") if p.is_dir())
 
 
-def _describe(state: Any, tensors: dict[str, Tensor]) -> Any:
+def described(state: Any, tensors: dict[str, Tensor]) -> Any:
     """The structure of `state` as JSON, its tensors put aside under numbers."""
     if isinstance(state, Tensor):
         name = str(len(tensors))
         tensors[name] = state.detach().cpu().contiguous().clone()
         return name
     if isinstance(state, dict):
-        return {"dict": {k: _describe(v, tensors) for k, v in state.items()}}
+        return {"dict": {k: described(v, tensors) for k, v in state.items()}}
     if isinstance(state, list | tuple):
-        return {"list": [_describe(v, tensors) for v in state]}
+        return {"list": [described(v, tensors) for v in state]}
     return None
 
 
-def _rebuild(shape: Any, tensors: dict[str, Tensor], like: Any) -> Any:
+def rebuilt(shape: Any, tensors: dict[str, Tensor], like: Any) -> Any:
     """The state again; `like` says which tuples are NamedTuples of which kind."""
     if shape is None:
         return None
@@ -109,10 +109,10 @@ def _rebuild(shape: Any, tensors: dict[str, Tensor], like: Any) -> Any:
         return value.to(like.device) if isinstance(like, Tensor) else value
     if "dict" in shape:
         known = like if isinstance(like, dict) else {}
-        return {k: _rebuild(v, tensors, known.get(k)) for k, v in shape["dict"].items()}
+        return {k: rebuilt(v, tensors, known.get(k)) for k, v in shape["dict"].items()}
     items = shape["list"]
     likes = list(like) if isinstance(like, list | tuple) and len(like) == len(items) else [None] * len(items)
-    parts = [_rebuild(v, tensors, x) for v, x in zip(items, likes, strict=True)]
+    parts = [rebuilt(v, tensors, x) for v, x in zip(items, likes, strict=True)]
     if isinstance(like, tuple) and hasattr(like, "_fields"):
         return type(like)(*parts)
     return parts if isinstance(like, list) else tuple(parts)

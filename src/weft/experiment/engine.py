@@ -23,7 +23,7 @@ class Engine(NamedTuple):
 
     plan: Plan
     about: str  # in a line
-    spread: Callable[[Here], Clients]  # from this process to where they train
+    spread: Callable[[Here], Clients] | None = None  # from this process to where they train, if that is elsewhere
 
 
 def engine(
@@ -55,7 +55,7 @@ def engine(
         return _cluster(method, data, settings, model, ask)
     chosen = ask(where, workers=settings.workers)
     about = f"batched, {chosen}" if settings.executor == "batched" else settings.executor
-    return Engine(chosen, about, lambda here: here)
+    return Engine(chosen, about)
 
 
 def _cluster(

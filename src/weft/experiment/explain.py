@@ -20,6 +20,8 @@ def explain(method: Method, data: DataSettings, settings: RunSettings) -> str:
     if entry.neutral:
         name, theirs, ours = entry.neutral
         lines += ["", f"With {_shown(ours) or 'its defaults'} it is {name} {_shown(theirs)}".rstrip() + "."]
+    lines += ["", "Laws that do not apply", *(f"    {law}: {why}" for law, why in entry.apart.items())]
+    lines += [] if entry.apart else ["    none"]
     run = Run.prepare(method, federated(data), settings)
     lines += ["", f"On the wire, for one client in one round ({settings.model} on {data.data})", *table(run.probe.wire)]
     return "\n".join(lines)

@@ -19,9 +19,10 @@ from weft.data.federated import FederatedData
 from weft.executors import Batched
 from weft.executors.meeting import Clock, Ended, meet
 from weft.executors.together import Together, as_one, or_alone
+from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.drawing import Once
 from weft.experiment.result import Result
-from weft.experiment.run import RoundReport, Run, Tell, cohort, typical
+from weft.experiment.run import RoundReport, Run, Tell
 from weft.experiment.settings import RunSettings
 
 Policy = Literal["auto", "always", "never"]
@@ -70,6 +71,8 @@ def _judged(found: Set, firsts: Mapping[str, Run], seeds: int, policy: Policy) -
         return [found]
     if runs[0].settings.executor != "batched":
         return [Set(found.labels, f"executor = {runs[0].settings.executor} takes one run after the other")]
+    if any(run.settings.secure_aggregation for run in runs):
+        return [Set([label], "secure aggregation is for each run alone") for label in found.labels]
     if policy == "auto" and runs[0].probe.flops_per_step > SMALL:
         return [Set(found.labels, f"a step of {runs[0].settings.model} is work enough")]
     fixed = tried(runs)
@@ -136,7 +139,7 @@ def _one_step(run: Run, execute: Execute, clock: Clock) -> None:
 
 def at_once(run: Run) -> int:
     """How many runs like this one may go together: their clients' models must fit into memory."""
-    clients = len(cohort(run.federation.method, run.data, run.settings, 1))
+    clients = len(cohort(run.federation.method, able(run.data), run.settings, 1))
     return max(1, min(_MOST, _ROUND // (clients * _bytes(run))))
 
 

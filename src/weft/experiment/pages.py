@@ -78,7 +78,7 @@ def facts(entry: Entry) -> list[str]:
     }
     said.append(optimum[entry.reaches_optimum])
     said.append("Clients may differ in architecture." if entry.mixed else "All clients share one architecture.")
-    said += [f"Exempt from the law `{law}`: {why}." for law, why in entry.exempt.items()]
+    said += [f"The law `{law}` does not apply: {why}." for law, why in entry.apart.items()]
     return said
 
 

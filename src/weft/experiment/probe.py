@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from weft.core.here import Here
 from weft.core.method import Method, Round
+from weft.core.net import Net
 from weft.core.round import Federation
-from weft.core.task import Data, Examples, Task
+from weft.core.task import Data, Examples, Reply, Task
 from weft.core.tree import Tree
 from weft.core.turn import Mine, take_turn
 from weft.wire import weigh
@@ -26,29 +28,38 @@ class Probe(NamedTuple):
 
 def probe(federation: Federation, here: Here, client: int) -> Probe:
     """Run one client's first turn alone, and throw its answer away."""
-    ids, examples = torch.tensor([client]), here.examples
+    ids = torch.tensor([client])
     net = next(group.net for group in here.groups if client in group.ids)
-    rnd = Round(1, ids, len(federation.turns), federation.net)
     mine = tree_map(lambda x: x[0], here.states(ids))
     wire: list[dict[str, Any]] = []
     flops, steps = 0, 0
+    if federation.method.opening is not None:  # for what it refuses: its bytes and steps are those of no round
+        _turn(federation.method.opening, federation, here, net, mine, ids)
     turn: Method | None = federation.method
     while turn is not None:
-        down = turn.send(federation.server, rnd)
-        if turn.private_send:
-            down = tree_map(lambda x: x[0], down)
-        drawn = tree_map(lambda x: x[0], here.draw(1, ids, turn.phases, federation.turns[ids]))
-        drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
         with FlopCounterMode(display=False) as counter:
-            reply = take_turn(turn, net, Task(down, _on(mine, examples), Data(examples, drawn)))
+            down, reply, made = _turn(turn, federation, here, net, mine, ids)
         flops += counter.get_total_flops()
-        steps += sum(int((s >= 0).any(1).sum()) for s in drawn.steps.values())
+        steps += made
         wire += [_row("down", name, tree, weigh(tree)) for name, tree in down._asdict().items()]
         wire += [
             _row("up", name, tree, _up(turn, net.buffers, name, tree)) for name, tree in reply.up._asdict().items()
         ]
         turn = turn.next
     return Probe(wire, flops / steps if steps else 0.0)
+
+
+def _turn(
+    turn: Method, federation: Federation, here: Here, net: Net, mine: Mine, ids: Tensor
+) -> tuple[Any, Reply[Any, Mine], int]:
+    """(what the client receives, what it answers after one step of each phase, how many steps these were)."""
+    down = turn.send(federation.server, Round(1, ids, len(federation.turns), federation.net))
+    if turn.private_send:
+        down = tree_map(lambda x: x[0], down)
+    drawn = tree_map(lambda x: x[0], here.draw(1, ids, turn.phases, federation.turns[ids]))
+    drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
+    reply = take_turn(turn, net, Task(down, _on(mine, here.examples), Data(here.examples, drawn)))
+    return down, reply, sum(int((s >= 0).any(1).sum()) for s in drawn.steps.values())
 
 
 def _on(mine: Mine, examples: Examples) -> Mine:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,26 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weft.core.clients import Group
+from weft.core.clients import Clients
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
-from weft.core.registry import find
 from weft.core.round import Federation, begin, play
-from weft.core.stream import stream
-from weft.core.task import Examples, Turn
-from weft.core.turn import Execute
 from weft.data.federated import FederatedData
 from weft.evaluation.protocol import judge
-from weft.executors import Batched
 from weft.experiment import assemble, checkpoint
-from weft.experiment.account import PARTS, Account, Work, lines, measured
+from weft.experiment.account import Account
+from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.engine import Engine, engine
 from weft.experiment.folder import SCHEMA, Rows, RunFolder
-from weft.experiment.plugins import load_methods
 from weft.experiment.probe import Probe, probe
+from weft.experiment.profile import Profile
+from weft.experiment.protection import Protection, protection, secured, with_parts
+from weft.experiment.refusals import refuse
 from weft.experiment.result import Result
-from weft.experiment.settings import RunSettings, Settings, from_mapping, plain
-from weft.experiment.settled import able, planned, settled
-from weft.experiment.sources import federated
+from weft.experiment.settings import RunSettings, described
+from weft.experiment.settled import planned, settled
+from weft.experiment.status import Status
 from weft.experiment.summary import dumps, summarise
 from weft.experiment.trackers import Tracking
 from weft.experiment.trackers import refuse as refuse_trackers
@@ -54,46 +53,8 @@ class RoundReport:
 
 
 Tell = Callable[[RoundReport], None]
-
-
-def run(
-    method: Method | str,
-    data: FederatedData,
-    *,
-    model: assemble.Network | Sequence[assemble.Network] | None = None,
-    out: Path | str | None = None,
-    resume: bool = False,
-    trackers: Sequence[str] = (),
-    tell: Tell | None = None,
-    **settings: Any,
-) -> Result:
-    """Train a method on federated data.
-
-    Args:
-        method: a method, or its name for its defaults.
-        data: who has which examples.
-        model: a network by name (also as the setting of that name), a `Net`, a function that builds an ``nn.Module``,
-            or a list of them for mixed architectures.
-        out: the run folder; without one nothing is written.
-        resume: go on with the run in `out`.
-        trackers: names of trackers to feed: tensorboard, mlflow, wandb.
-        tell: called after every round.
-        **settings: fields of `RunSettings`, such as ``rounds=50, lr_schedule="cosine"``.
-
-    Returns:
-        Result: history, summary and predictors.
-
-    Raises:
-        SettingError: a setting is wrong; nothing has been written.
-        NotFinite: an upload held a NaN, and ``on_nan`` is "stop".
-    """
-    load_methods()
-    if isinstance(method, str):
-        method = find(method).make()
-    if isinstance(model, str):
-        settings["model"], model = model, None
-    chosen = from_mapping(RunSettings, settings)
-    return Run.prepare(method, data, chosen, model, out, resume, trackers).go(tell)
+Elsewhere = Callable[[Method, Here], Clients]
+"""(the method with its parts on, clients in this process) -> the same clients where they live."""
 
 
 @dataclass
@@ -109,13 +70,13 @@ class Run:
     probe: Probe
     engine: Engine
     model: Any = None  # a network that is not one by name
+    protection: Protection | None = None
     folder: RunFolder | None = None
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
     done: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     over_clients: list[pa.Table] = field(default_factory=list)
-    rows: list[int] = field(default_factory=lambda: [0, 0])  # examples drawn, and examples computed; if profiled
-    profiled: bool = False
+    profiling: Profile | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @staticmethod
@@ -129,15 +90,20 @@ class Run:
         trackers: Sequence[str] = (),
         profiled: bool = False,
         like: Run | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Run:
         """Build everything that can be refused before anything is written.
 
         `like`: a run on the same data with the same model, precision and device, whose network and examples are used.
+        `elsewhere`: where the clients live, if it is not in this process.
         """
-        _refuse(method, data, settings)
+        refuse(method, data, settings)
+        if settings.executor == "flower" and elsewhere is None:
+            raise SettingError("executor = 'flower' needs nodes: use `weft run` or `weft deploy init`")
         refuse_trackers(trackers)
         where, dtype = assemble.device(settings.device), assemble.DTYPES[settings.precision]
-        parts = assemble.assembled(method, settings)
+        guard = protection(method, data, settings)
+        parts, alone = with_parts(method, data, settings, guard)
         nets = [g.net for g in like.here.groups] if like else None
         if nets is None:
             nets = assemble.networks(model or settings.model, data, settings.precision, where)
@@ -146,16 +112,19 @@ class Run:
         if out is None and (resume or trackers):
             raise SettingError("resume and trackers need a run folder: give `out`")
         examples = like.here.examples if like else assemble.examples(data, where, dtype)
-        here = settled(parts, groups, examples, data, settings)
-        federation = begin(parts, here, data.clients(), settings.init_seed)
+        here = settled(alone, groups, examples, data, settings)
+        federation = begin(parts, secured(here, parts, settings), data.clients(), settings.init_seed)
         for group in reversed(groups):  # every architecture; the figures are those of a client of the first one
             found = probe(federation, here, typical(parts, data, settings, group))
         size = sum(row["bytes"] for row in found.wire) + sum(k.row_bytes for k in here.kept)
         chosen = engine(method, data, settings, model, where, flops=found.flops_per_step, size=size)
         planned(here, data, settings, chosen.plan)
-        made = Run(method, data, settings, federation, here, where, found, chosen, model, profiled=profiled)
+        if elsewhere is not None:
+            federation = begin(parts, elsewhere(parts, here), data.clients(), settings.init_seed)
+        made = Run(method, data, settings, federation, here, where, found, chosen, model, guard)
         if profiled:
-            here.execute = made._counted(here.execute)
+            made.profiling = Profile()
+            here.execute = made.profiling.around(here.execute)
         if out is not None:
             said = described(method, data, settings, model)
             made.folder = RunFolder.start(Path(out), said, resume=resume)
@@ -171,28 +140,67 @@ class Run:
         if place is None:
             self.folder.forget_metrics_after(0)
             return
-        self.done, self.federation, self.totals = checkpoint.restore(place, self.federation)
+        self.done, self.federation, kept = checkpoint.restore(place, self.federation)
+        self.totals = {k: v for k, v in kept.items() if k != "privacy"}
+        ledger = kept.get("privacy", self._ledger())
+        if ledger != self._ledger():
+            raise SettingError(
+                f"the ledger of {place} is of another noise or cohort ({ledger}): use the settings it had"
+            )
         self.folder.forget_metrics_after(self.done)
         old = self.folder.metrics()
         if len(old):
             self.over_clients.append(_over_clients_only(old))
 
+    @property
+    def last(self) -> int:
+        """The round after which the run ends, since all are played or the privacy budget is spent."""
+        return self.protection.last if self.protection else self.settings.rounds
+
+    def _ledger(self) -> dict[str, Any] | None:
+        """What the ledger must know to go on: what each round costs, and how many there were."""
+        if self.protection is None:
+            return None
+        spent = self.protection.spent(self.done, self.federation.turns)
+        return {**asdict(self.protection.ledger), "rounds": spent}
+
     def go(self, tell: Tell | None = None) -> Result:
         """Play the rounds that are left."""
-        if self.done < self.settings.rounds:
-            self.federation = replace(self.federation, clients=self.engine.spread(self.here))
-            try:
-                self._play(tell)
-            finally:
-                self.federation.clients.close()
-                self.federation = replace(self.federation, clients=self.here)
-        return self._finish()
+        about = {
+            "name": self.folder.path.absolute().name if self.folder else self.method.name,
+            "method": self.method.name,
+            "data": self.data.source.name,
+            "model": self.settings.model if self.model is None else "",
+            "clients": self.data.clients(),
+            "executor": self.settings.executor,
+            "device": str(self.device),
+        }
+        with Status(self.folder, about, self.last, done=self.done) as status, self._spread():
+            self._play(tell, status)
+        return self.result()
 
-    def _play(self, tell: Tell | None) -> None:
+    @contextmanager
+    def _spread(self) -> Iterator[None]:
+        """Have the clients where the engine runs them; afterwards they are here again, with what they keep."""
+        if self.engine.spread is None or self.done >= self.last:
+            yield
+            return
+        home, clients = self.federation.clients, self.engine.spread(self.here)
+        try:
+            there = secured(clients, self.federation.method, self.settings)
+            self.federation = replace(self.federation, clients=there)
+            yield
+        finally:
+            clients.close()
+            self.federation = replace(self.federation, clients=home)
+
+    def _play(self, tell: Tell | None, status: Status) -> None:
         headline: dict[str, float] = {}
-        account = Account(self.device, self.profiled, self.clock)
-        for number in range(self.done + 1, self.settings.rounds + 1):
-            ids = cohort(self.federation.method, self.data, self.settings, number)
+        account = Account(self.device, self.profiling is not None, self.clock)
+        for number in range(self.done + 1, self.last + 1):
+            there = self.federation.clients.there(torch.from_numpy(able(self.data)))
+            ids = cohort(self.federation.method, there.numpy(), self.settings, number)
+            status.round(number, ids.tolist())
             with account.of("aggregation"):
                 played = play(
                     self.federation,
@@ -200,10 +208,12 @@ class Run:
                     ids,
                     skip_not_finite=self.settings.on_nan == "skip",
                     seed=self.settings.seed,
-                    everybody=torch.from_numpy(able(self.data)),
+                    everybody=there,
                     timed=account.of,
                 )
             self.federation = played.federation
+            for client in played.skipped.tolist():
+                status.failure(f"client {client}", "left out of the round: what it sent was not finite")
             rows = Rows()
             costs = {
                 "bytes_up": float(played.traffic.up),
@@ -211,8 +221,9 @@ class Run:
                 "steps": float(played.steps),
                 "flops": played.steps * self.probe.flops_per_step,
             }
+            status.phase("evaluating")
             with account.of("evaluation"):
-                if number % self.settings.evaluate_every == 0 or number == self.settings.rounds:
+                if number % self.settings.evaluate_every == 0 or number == self.last:
                     headline = self._evaluate(number, played.ids, rows)
             seconds = account.close()
             costs |= {f"{part}_seconds": spent for part, spent in seconds.items()}
@@ -222,29 +233,21 @@ class Run:
                 self.totals[name] = self.totals.get(name, 0.0) + value
             rows.add(number, "run", "", "all", costs)
             self.done = number
+            status.phase("checkpoint")
             with account.of("checkpoint"):
                 self._keep(number, rows.table())
-            self.tracking.log(number, {**headline, **{f"run/{k}": v for k, v in costs.items()}})
+            figures = {**headline, **{f"run/{k}": v for k, v in costs.items()}}
+            status.done(number, figures)
+            self.tracking.log(number, figures)
             if tell:
-                tell(RoundReport(number, self.settings.rounds, len(ids), costs["total_seconds"], headline))
-
-    def _counted(self, execute: Execute) -> Execute:
-        """The executor, with the examples that it computes counted."""
-
-        def counted(method: Method, net: Any, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
-            drawn = sum(int((s >= 0).sum()) for s in turn.steps.values())
-            self.rows[0] += drawn
-            self.rows[1] += execute.computed(turn) if isinstance(execute, Batched) else drawn
-            return execute(method, net, down, mine, examples, turn, public)
-
-        return counted
+                tell(RoundReport(number, self.last, len(ids), costs["total_seconds"], headline))
 
     def _evaluate(self, number: int, cohort: Tensor, rows: Rows) -> dict[str, float]:
         """Judge the round, add what was found to `rows`, and return the headline figures."""
         pooled = "pooled data" in self.federation.method.needs
         seen = np.arange(self.data.clients()) if pooled else cohort.numpy()
         headline = {}
-        for found in judge(self.federation, self.data, seen, number, full=number == self.settings.rounds):
+        for found in judge(self.federation, self.data, seen, number, full=number == self.last):
             where = (number, found.split, found.view, found.group)
             rows.add(*where, found.figures)
             if found.group in ("all", "new"):
@@ -256,25 +259,21 @@ class Run:
 
     def profile(self) -> list[str]:
         """The account of the rounds played, as lines; with a run folder, also written to ``profile.json``."""
-        seconds, plan = {part: self.totals.get(f"{part}_seconds", 0.0) for part in PARTS}, str(self.engine.plan)
-        steps, (rows, rows_run) = self.totals.get("steps", 0.0), self.rows
-        model = sum(x.numel() * x.element_size() for x in self.federation.net.init(0).values())
-        example = self.here.examples.look(torch.zeros(1, dtype=torch.int64, device=self.device))
-        least = 3 * model * steps + example.numel() * example.element_size() * rows  # weights twice read, once written
-        work = Work(steps, self.totals.get("flops", 0.0), least, rows, rows_run)
-        best = measured(self.device, self.here.examples.dtype)
+        assert self.profiling, "the run was not prepared as `profiled`"
+        told, plain = self.profiling.told(self.totals, self.federation.net, self.here.examples, self.engine.plan)
         if self.folder:
-            told = {"plan": plan, "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
-            self.folder.write("profile.json", dumps(told))
-        return lines(seconds, work, best, plan)
+            self.folder.write("profile.json", dumps(plain))
+        return told
 
     def _keep(self, number: int, rows: pa.Table) -> None:
         self.over_clients.append(_over_clients_only(rows))
         if not self.folder:
             return
         self.folder.write_metrics(number, rows)
-        if number % self.settings.checkpoint_every == 0 or number == self.settings.rounds:
-            checkpoint.write(self.folder.path, number, self.federation, self.totals)
+        if number % self.settings.checkpoint_every == 0 or number == self.last:
+            ledger = self._ledger()
+            extra = {**self.totals, **({"privacy": ledger} if ledger else {})}
+            checkpoint.write(self.folder.path, number, self.federation, extra)
         self.folder.write("summary.json", dumps(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
@@ -289,10 +288,13 @@ class Run:
             self.totals,
             self.probe,
             self.device,
+            self.last,
+            self.protection.statement(self.done, self.federation.turns) if self.protection else None,
             self.engine.about,
         )
 
-    def _finish(self) -> Result:
+    def result(self) -> Result:
+        """What the rounds played so far gave; closes trackers and writes the summary."""
         self.tracking.close()
         summary = self._summary()
         if self.folder:
@@ -307,70 +309,5 @@ class Run:
         return Result(self.method.name, summary, history, self.federation, self.here, said, self.totals)
 
 
-def reopen(path: Path | str) -> Result:
-    """The result of a run folder, with its models: what `Result.save` or a run with `out` has left.
-
-    The method, the data and the network must be known by name; a stopped run gives its last checkpoint.
-
-    Raises:
-        SettingError: there is no run, or its data have changed.
-    """
-    load_methods()
-    found = Settings.read(Path(path) / "settings.yaml")
-    chosen = replace(found.run, executor="batched")  # nothing is trained any more
-    return Run.prepare(found.method, federated(found.data), chosen, out=path, resume=True)._finish()
-
-
-def cohort(method: Method, data: FederatedData, settings: RunSettings, number: int) -> Tensor:
-    """The clients of a round, uniformly without replacement, ascending."""
-    if "pooled data" in method.needs:
-        return torch.zeros(1, dtype=torch.int64)
-    there, share = able(data), settings.cohort
-    size = max(1, round(share * len(there))) if share <= 1 else int(share)
-    chosen = stream(settings.seed, "cohort", number).choice(there, size, replace=False)
-    return torch.from_numpy(np.sort(chosen))
-
-
-def typical(method: Method, data: FederatedData, settings: RunSettings, group: Group) -> int:
-    """A client of a group: the first of round 1, if there is one, that trains, else any."""
-    first = cohort(method, data, settings, 1)
-    for ids in (first, torch.from_numpy(np.setdiff1d(group.ids, data.unseen))):
-        there = ids[torch.isin(ids, group.ids)]
-        if len(there):
-            return int(there[0])
-    return int(first[0])
-
-
-def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:
-    """The settings as plain values, for settings.yaml: what `weft run --config` reads."""
-    values = dict(vars(settings))
-    if model is not None:
-        values["model"] = getattr(model, "__name__", type(model).__name__)
-    recipe = {"data": data.source.name, **data.manifest.get("recipe", {})}
-    recipe = {"data_seed" if k == "seed" else k: v for k, v in recipe.items()}
-    return {
-        "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
-        "data": {k: v for k, v in recipe.items() if k not in ("moved", "redrawn")}
-        | {"manifest": data.manifest["hash"]},
-        "run": values,
-    }
-
-
 def _over_clients_only(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.equal(rows["client"], -1))
-
-
-def _refuse(method: Method, data: FederatedData, settings: RunSettings) -> None:
-    """Combinations that make no sense."""
-    missing = method.needs - {"pooled data"}
-    if missing:
-        raise SettingError(f"{method.name} needs {', '.join(sorted(missing))}, which a run does not provide yet")
-    if "pooled data" in method.needs and settings.cohort != 1:
-        raise SettingError(
-            f"cohort = {settings.cohort:g} has no meaning for {method.name}, which pools all data: use 1"
-        )
-    able = data.clients() - len(data.unseen)
-    if settings.cohort > able:
-        raise SettingError(
-            f"cohort = {settings.cohort:g} is more than the {able} clients that train: use at most {able}"
-        )

@@ -18,6 +18,7 @@ from weft.core.errors import SettingError
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.core.select import Select
+from weft.data.federated import FederatedData
 from weft.local import SGD, Adam, AdamW, Optimiser
 
 
@@ -41,7 +42,9 @@ class DataSettings:
     protocol: Literal["official", "pooled"] = _set(
         "official", "official: the data's own test split; pooled: train and test merged, 75/25 per client"
     )
-    data_seed: int = _set(0, "seed of the partition")
+    domain: tuple[str, ...] = _set((), "make domains of an image set, one each time: plain, rotated, inverted, ...")
+    stream: tuple[str, ...] = _set((), "further test stream, one each time: external, mixture, switch, external-domain")
+    data_seed: int = _set(0, "seed of the partition, and of domains and streams")
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ class RunSettings:
     precision: Literal["fp32", "fp64", "bf16"] = _set(
         "fp32", "floating-point type of the parameters; bf16: fp32 parameters, products in bfloat16"
     )
-    executor: Literal["batched", "loop", "ray"] = _set(
+    executor: Literal["batched", "loop", "ray", "flower"] = _set(
         "batched",
-        "batched: many clients as one program; loop: one by one; ray: batched, over the actors of a Ray cluster",
+        "batched: many clients as one program; loop: one by one; ray: batched, on the actors of a cluster; flower: at "
+        "nodes, over a network",
     )
     chunk: int = _set(0, "most clients in one program; 0: planned from the model and the machine")
     workers: int = _set(0, "programs side by side; 0: one for each core, or one on a GPU")
@@ -78,6 +82,23 @@ class RunSettings:
     checkpoint_every: int = _set(1, "rounds between checkpoints")
     compress: str = _set("", "codec of the model channel, such as topk:0.01, svd:0.95, quantise:16, sign")
     aggregate: str = _set("", "reduction of the model channel: mean, plain, median, trimmed:0.1")
+    sampling: Literal["fixed", "poisson"] = _set(
+        "fixed", "fixed: so many clients without replacement; poisson: each client with the same chance"
+    )
+    dp: Literal["none", "central", "local"] = _set("none", "differential privacy: noise at the server, or at clients")
+    clip_norm: float = _set(1.0, "largest norm of what a client sends, under dp")
+    noise_multiplier: float = _set(1.0, "standard deviation of the noise under dp, in clip norms")
+    adaptive_clip: float = _set(0.0, "quantile of norms that the clip norm follows, such as 0.5; 0: it stays")
+    dp_noise: Literal["stream", "system"] = _set(
+        "stream", "stream: from the seed, for experiments; system: from the operating system, which nobody can repeat"
+    )
+    epsilon: float = _set(0.0, "privacy budget: the run ends before it is passed; 0: none")
+    delta: float = _set(0.0, "the delta of epsilon; 0: 1 / clients^1.1")
+    secure_aggregation: bool = _set(False, "the server gets sums of uploads only (true)")
+    secure_range: float = _set(64.0, "largest value of any number that is sent, under secure aggregation")
+    secure_weight: float = _set(2.0**20, "largest weight of a client, under secure aggregation")
+    secure_threshold: int = _set(0, "clients that must stay to the end of a secure sum; 0: two thirds")
+    plug: tuple[str, ...] = _set((), "plug-in on the method, once for each: dbe or blend, or with options dbe:kappa=10")
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("epochs", self.epochs)):
@@ -149,6 +170,21 @@ class Settings:
             from_mapping(DataSettings, {k: v for k, v in found.get("data", {}).items() if k != "manifest"}),
             from_mapping(RunSettings, found.get("run", {})),
         )
+
+
+def described(method: Method, data: FederatedData, settings: RunSettings, model: Any) -> dict[str, Any]:
+    """The settings as plain values, for settings.yaml: what `weft run --config` reads."""
+    values = dict(vars(settings))
+    if model is not None:
+        values["model"] = getattr(model, "__name__", type(model).__name__)
+    recipe = {"data": data.source.name, **data.manifest.get("recipe", {})}
+    recipe = {"data_seed" if k == "seed" else k: v for k, v in recipe.items()}
+    return {
+        "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
+        "data": {k: v for k, v in recipe.items() if k not in ("moved", "redrawn")}
+        | {"manifest": data.manifest["hash"]},
+        "run": values,
+    }
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -241,6 +277,11 @@ def read(name: str, value: Any, kind: Any) -> Any:
         if value not in options:
             raise SettingError(f"{name} = {value!r} is not known: use {' or '.join(map(str, options))}")
         return value
+    if typing.get_origin(kind) is tuple:
+        several = [] if value in ("", "none") else [value] if isinstance(value, str) else value
+        if not isinstance(several, list | tuple):
+            raise SettingError(f"{name} = {value!r} is not a list: write one, such as [{options[0].__name__}]")
+        return tuple(read(name, one, options[0]) for one in several)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if value is None or (isinstance(value, str) and value.lower() == "none" and type(None) in options):
             return None

@@ -10,17 +10,13 @@ from weft.core.clients import Group
 from weft.core.here import Here
 from weft.core.method import Method
 from weft.core.task import Examples
-from weft.data.federated import FederatedData, Indices
+from weft.data.federated import FederatedData
 from weft.evaluation.protocol import Examiner
 from weft.executors import Batched, Plan, loop
+from weft.experiment.cohort import able
 from weft.experiment.drawing import Drawing
 from weft.experiment.settings import RunSettings
 from weft.wire import weigh
-
-
-def able(data: FederatedData) -> Indices:
-    """The clients that train, ascending."""
-    return np.setdiff1d(np.arange(data.clients()), data.unseen)
 
 
 def settled(

@@ -21,6 +21,7 @@ from weft.data.federated import FederatedData
 from weft.executors import Plan
 from weft.experiment import assemble
 from weft.experiment.plugins import load_methods
+from weft.experiment.protection import protection, with_parts
 from weft.experiment.settings import RunSettings, from_mapping, make, plain
 from weft.experiment.settled import planned, settled
 
@@ -67,7 +68,8 @@ def delivered(ids: Tensor, where: torch.device, shipment: Mapping[str, Any], dat
     if not shipment["file"]:
         importlib.import_module(shipment["module"])
     settings = from_mapping(RunSettings, shipment["run"])
-    method = assemble.assembled(make(shipment["method"], shipment["options"]), settings)
+    method = make(shipment["method"], shipment["options"])
+    _, method = with_parts(method, data, settings, protection(method, data, settings))
     nets = assemble.networks(settings.model, data, settings.precision, where)
     everybody = assemble.placed(assemble.groups(method, nets, data.clients()), where)
     own = [group._replace(ids=group.ids[torch.isin(group.ids, ids)]) for group in everybody]

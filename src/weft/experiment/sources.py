@@ -10,15 +10,27 @@ from typing import Any
 from weft.data import federate as federating
 from weft.data import load as loading
 from weft.data import manifest as manifests
+from weft.data.domains import with_domains
 from weft.data.federated import FederatedData
 from weft.data.partition import PARTITIONERS
+from weft.data.source import Source
+from weft.data.streams import with_streams
 from weft.experiment.settings import DataSettings
 
 
 def federated(settings: DataSettings) -> FederatedData:
     """Load the source and divide it among clients; the recipe says where the source is from."""
-    data = federating.federate(loading.load(settings.data), **recipe(settings))
-    return replace(data, manifest={**data.manifest, "recipe": {"data": settings.data, **data.manifest["recipe"]}})
+    data = federating.federate(_source(settings), **recipe(settings))
+    if settings.stream:
+        data = with_streams(data, settings.stream, settings.data_seed)
+    more = {"domain": list(settings.domain)} if settings.domain else {}
+    said = {"data": settings.data, **more, **data.manifest["recipe"]}
+    return replace(data, manifest={**data.manifest, "recipe": said})
+
+
+def _source(settings: DataSettings) -> Source:
+    source = loading.load(settings.data)
+    return with_domains(source, settings.domain, settings.data_seed) if settings.domain else source
 
 
 def recipe(settings: DataSettings) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def make_partition(settings: DataSettings, folder: Path) -> str:
 
 def verify_partition(settings: DataSettings, folder: Path) -> str:
     """Check a partition's folder against its source; `SettingError` says what is wrong."""
-    data = manifests.read(loading.load(settings.data), folder)
+    data = manifests.read(_source(settings), folder)
     return f"{folder} is whole: {data.clients()} clients, hash {data.manifest['hash']}"
 
 

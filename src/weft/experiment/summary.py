@@ -32,9 +32,13 @@ def summarise(
     totals: Mapping[str, float],
     found: Probe,
     device: torch.device,
+    last: int,
+    privacy: Mapping[str, Any] | None,
     plan: str,
 ) -> dict[str, Any]:
-    """The summary so far; `rows` are the metrics over clients, `done` the rounds played, `totals` the costs."""
+    """The summary so far; `rows` are the metrics over clients, `done` the rounds played, `last` those to play,
+    `totals` the costs, `privacy` what the ledger says.
+    """
     entry = find(method.name)
     table = {k: rows[k].to_numpy(zero_copy_only=False) for k in ("round", "split", "view", "group", "metric", "value")}
     results = {view: figures for view in federation.method.views if (figures := _figures(table, view))}
@@ -49,6 +53,7 @@ def summarise(
         "family": entry.family,
         "protocol": data.protocol,
         "buffers": settings.buffers,
+        "plug": list(settings.plug),
         "data": {
             **{k: v for k, v in recipe.items() if isinstance(v, str | int | float | bool)},
             "name": data.source.name,
@@ -60,7 +65,9 @@ def summarise(
         "executor": settings.executor,
         "plan": plan,
         "rounds": done,
-        "finished": done == settings.rounds,
+        "finished": done == last,
+        "privacy": privacy,
+        "secure_aggregation": settings.secure_aggregation,
         "results": results,
         "headline": {
             "view": view,
@@ -102,7 +109,9 @@ def _figures(table: dict[str, Any], view: str, group: str = "all") -> dict[str, 
     common = set.intersection(*(set(t) for t in tail))
     found["mean_last_10"] = {"test": {m: float(np.mean([t[m] for t in tail])) for m in sorted(common)}}
     new = _figures(table, view, "new") if group == "all" else {}
-    return found | ({"new_clients": new["last"]["test"]} if new else {})
+    asked = sorted(set(table["split"][here].tolist()) - {"train", "validation", "test"})
+    streams = {name: at(judged[-1], name) for name in asked}
+    return found | ({"new_clients": new["last"]["test"]} if new else {}) | ({"streams": streams} if streams else {})
 
 
 def _parameters(federation: Federation) -> int:

@@ -17,6 +17,7 @@ from torch.func import grad_and_value
 from weft.core.errors import SettingError
 from weft.core.method import Method, Phase
 from weft.core.net import Net
+from weft.core.registry import REGISTRY
 from weft.core.select import Select, role
 from weft.core.task import Batch, Data, Task
 from weft.core.tree import Tree, add, each, sub
@@ -101,8 +102,12 @@ def with_blend(
 ) -> Method:
     """The same method, whose clients take a learnt blend of the received model and their own for the received one.
 
-    Its upload on `model` must be the change of the model, not a scaled one such as FedNova's.
+    Its upload on `model` must be the change of the model: a method that sends another says so in the registry, as an
+    exemption from `blend`, and is refused.
     """
+    known = REGISTRY.get(method.name)
+    if known and "blend" in known.exempt:
+        raise SettingError(f"blending takes a client's own model from its upload, and {known.exempt['blend']}")
 
     def first(net: Net, tree: Tree) -> Blended:
         chosen, _ = net.split(net.learnable(tree), upper)

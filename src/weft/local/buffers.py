@@ -31,7 +31,7 @@ def with_buffers(method: Method, policy: Policy) -> Method:
         method,
         server=lambda net, first: method.server(net, net.learnable(first)),
         client=lambda net, first: Own(method.client(net, first), _running(net, first)),
-        work=_at_home(method.work),
+        work=_at_home(method.work, method.name),
         views={name: _viewed(view) for name, view in method.views.items()},
         opening=method.opening and with_buffers(method.opening, policy),
         next=method.next and with_buffers(method.next, policy),
@@ -54,9 +54,17 @@ def _with(down: Any, buffers: Tree) -> Any:
     return down._replace(model={**down.model, **buffers}) if "model" in getattr(down, "_fields", ()) else down
 
 
-def _at_home(work: Callable[[Net, Task[Any, Any]], Reply[Any, Any]]) -> Callable[[Net, Any], Reply[Any, Any]]:
+def _at_home(
+    work: Callable[[Net, Task[Any, Any]], Reply[Any, Any]], name: str
+) -> Callable[[Net, Any], Reply[Any, Any]]:
     def at_home(net: Net, task: Task[Any, Own]) -> Reply[Any, Own]:
         mine, buffers = task.mine
+        got, other = getattr(task.down, "model", {}), net.common
+        if other is not None and got and got.keys() | other.buffers == other.roles.keys():
+            raise SettingError(
+                f"buffers = 'local' would give a model of the server's architecture the statistics of a client's own, "
+                f"since {name} sends it to unlike clients: use 'average', or one model"
+            )
         reply = work(net, task._replace(down=_with(task.down, buffers), mine=mine))
         if "model" not in reply.up._fields:
             return Reply(reply.up, Own(reply.mine, buffers), reply.weight)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weft.core.channel import Channel
 from weft.core.errors import SettingError
-from weft.core.method import Method, Round, shown
+from weft.core.method import Method, Round, Stacked, shown
 from weft.core.net import Net, Out
 from weft.core.task import Reply, Task
 from weft.core.tree import Tree
@@ -59,6 +59,9 @@ def with_dbe(method: Method, kappa: float = 50.0, mu: float = 1.0, bias_rate: fl
             f"kappa = {kappa}, mu = {mu}, bias_rate = {bias_rate}: use mu above 0 and up to 1, and 0 or more for both"
         )
 
+    if method.opening is not None:
+        raise SettingError(f"DBE begins with an exchange of its own, and so does {method.name}: use another method")
+
     def enter(net: Net, task: Task[Any, Any], p: Tensor) -> tuple[Task[Any, Any], Tensor]:
         m = task.down.model[M]
         fresh = {R: torch.zeros_like(m), M: m}
@@ -92,7 +95,9 @@ def with_dbe(method: Method, kappa: float = 50.0, mu: float = 1.0, bias_rate: fl
         return down._replace(model={**received(method, down), M: m.expand(len(r.ids), *m.shape) if stacked else m})
 
     def show(state: Debiased, r: Round) -> Any:
-        return seen(shown(method, state.inner, r)[0], state, False, r)
+        down, stacked = shown(method, state.inner, r)
+        found = seen(down, state, stacked, r)
+        return Stacked(found) if stacked else found
 
     plug = Plug(
         first=lambda net, first: _zeros(net, first)[P],
@@ -146,6 +151,8 @@ class Watched:
 @lru_cache(maxsize=64)
 def debiased(net: Net, kappa: float, mu: float, bias_rate: float, user: str) -> Net:
     """The network with p added to its features, and the pull as a penalty; one object for each `user`'s settings."""
+    if net.common is not None:
+        raise SettingError("DBE compares features of all clients, which unlike networks do not share: use one model")
 
     def forward(tree: Tree, x: Tensor, live: Tensor | None, key: Tensor | None) -> tuple[Out, Tree]:
         out, buffers = net.forward({k: tree[k] for k in net.roles}, x, live, key)

@@ -70,6 +70,14 @@ def plugged(method: Method, plug: Plug) -> Method:
 
         return View(plugged(view.predict), shared, view.newcomer and plugged(view.newcomer))
 
+    def before(opening: Method) -> Method:
+        """The method's own opening, which has nothing to do with the plug-in."""
+
+        def inner(net: Net, task: Task[Any, Own]) -> Reply[Any, Own]:
+            return opening.work(plug.net(net), task._replace(mine=task.mine.mine))
+
+        return replace(opening, work=inner)
+
     views = {name: viewed(view, view.shared) for name, view in method.views.items()}
     if "personal" not in views:
         views["personal"] = viewed(next(iter(method.views.values())), False)
@@ -78,4 +86,5 @@ def plugged(method: Method, plug: Plug) -> Method:
         client=lambda net, first: Own(method.client(plug.net(net), plug.model(net, first)), plug.first(net, first)),
         work=work,
         views=views,
+        opening=method.opening and before(method.opening),
     )

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import Batch, Channel, Method, Model, Net, Nothing, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Method, Model, Net, Nothing, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, each, sq_norm
 from weft.local import SGD, Optimiser, scan
 from weft.methods.fedavg import kept_view

@@ -33,11 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import Channel, Method, Model, Net, Round, Tree, View, keep_all, method
+from weft.core import Channel, Method, Model, Net, Round, Tree, View, method
 from weft.core.tree import add, each
 from weft.local import SGD, Optimiser
 from weft.methods.fedavg import fedavg, global_view
-from weft.server import group_means, per_client, put
+from weft.server import group_means, keep_all, per_client, put
 
 
 class Clusters(NamedTuple):

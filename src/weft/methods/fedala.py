@@ -30,7 +30,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from weft.core import Method, Model, Net, Phase, Predict, Reply, Select, Task, Tree, View, method, role
+from weft.core import Method, Model, Net, Phase, Predict, Reply, Select, Task, Tree, View, method
+from weft.core.select import role
 from weft.core.tree import delta, each
 from weft.local import SGD, Optimiser, descend
 from weft.local.blend import ala_phases, blend, learn_weights

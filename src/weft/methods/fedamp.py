@@ -33,7 +33,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, each
 from weft.local import SGD, Optimiser, descend, prox
 from weft.methods.fedavg import kept_view

@@ -31,7 +31,9 @@ import math
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import Batch, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, masked_mean, method, role
+from weft.core import Batch, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, method
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.tree import delta, sq_norm
 from weft.local import SGD, Clamped, Optimiser, descend, scan
 from weft.local.classes import class_sums

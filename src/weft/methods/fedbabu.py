@@ -24,23 +24,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from weft.core import (
-    Method,
-    Model,
-    Net,
-    Phase,
-    Predict,
-    Reply,
-    Select,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    everything,
-    method,
-    nothing,
-    role,
-)
+from weft.core import Method, Model, Net, Phase, Predict, Reply, Select, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.select import everything, nothing, role
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.frozen import within

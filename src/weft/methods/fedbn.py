@@ -22,7 +22,8 @@ Promise
 
 from __future__ import annotations
 
-from weft.core import Method, Select, method, nothing, role
+from weft.core import Method, Select, method
+from weft.core.select import nothing, role
 from weft.local import SGD, Optimiser
 from weft.methods.fedavg import personal_layers
 

@@ -33,11 +33,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Channel, Method, Model, Net, Reply, Round, SettingError, Task, Tree, View, mean, method
+from weft.core import Channel, Method, Model, Net, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, each
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg, global_view
-from weft.server import keep_all
+from weft.server import keep_all, mean
 from weft.server.rows import alike, at, put
 from weft.wire import Bits
 

@@ -32,23 +32,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import (
-    Batch,
-    Channel,
-    Fit,
-    Method,
-    Net,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    masked_mean,
-    method,
-    role,
-)
+from weft.core import Batch, Channel, Fit, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.stream import fold, uniform
 from weft.core.tree import add, delta, scale, where
 from weft.local import SGD, Optimiser, descend
@@ -77,7 +64,7 @@ def kernel(d: Tensor) -> Tensor:
     return sum((torch.exp(-d / (2 * a)) for a in (10, 15, 20, 50)), torch.zeros_like(d))
 
 
-@method("FedCP", "personalised")
+@method("FedCP", "personalised", exempt={"blend": "FedCP sends half the change of its head"})
 def fedcp(opt: Optimiser = SGD(0.005), lam: float = 5.0, policy: Literal["softmax", "gumbel"] = "softmax") -> Method:
     """FedCP. opt: the local optimiser; lam: weight of the MMD; policy: softmax, or with noise as in the code."""
     if policy not in ("softmax", "gumbel"):

@@ -33,11 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import Channel, Method, Model, Net, Reply, Round, SettingError, Task, Tree, keep_all, method
+from weft.core import Channel, Method, Model, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.stream import stream
 from weft.core.tree import delta, each, mix
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg
+from weft.server import keep_all
 
 
 class Crossed(NamedTuple):

@@ -32,10 +32,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, SettingError, Task, Tree, View, method
-from weft.core.channel import keep_all
+from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.net import masked_mean
 from weft.local import SGD, Optimiser, descend
+from weft.server import keep_all
 
 
 class Rows(NamedTuple):

@@ -27,7 +27,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, dot, scale, sub, zeros
 from weft.local import SGD, Optimiser, descend, prox
 from weft.methods.fedavg import fedavg

@@ -31,29 +31,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import (
-    Batch,
-    Channel,
-    Fit,
-    Method,
-    Net,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    keep_all,
-    masked_mean,
-    method,
-    role,
-)
+from weft.core import Batch, Channel, Fit, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.tree import add, delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_counts
 from weft.methods.fedavg import fedavg
-from weft.server import rows
+from weft.server import keep_all, rows
 
 OUT = -1e9  # instead of minus infinity, which padding would turn into NaN
 

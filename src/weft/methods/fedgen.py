@@ -38,15 +38,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, SettingError, Task, Tree, keep_all, mean, method
-from weft.core import masked_mean as live_mean
+from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean as live_mean
 from weft.core.stream import code, fold
 from weft.core.tree import add, delta
 from weft.local import SGD, Adam, Optimiser, descend
 from weft.local.classes import class_counts
 from weft.local.noise import choices, normal
 from weft.methods.fedavg import fedavg
-from weft.server import plain, total
+from weft.server import keep_all, mean, plain, total
 
 
 class Teacher(NamedTuple):

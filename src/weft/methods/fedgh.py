@@ -29,24 +29,13 @@ from typing import NamedTuple
 import torch
 from torch.func import grad
 
-from weft.core import (
-    Channel,
-    Method,
-    Net,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    keep_all,
-    method,
-    role,
-)
+from weft.core import Channel, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.select import role
 from weft.core.tree import add, scale
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_sums
+from weft.server import keep_all
 
 
 class Header(NamedTuple):

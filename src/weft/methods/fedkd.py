@@ -35,7 +35,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, View, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.net import masked_mean
 from weft.core.stream import code, uniform
 from weft.core.tree import add, delta
@@ -69,7 +70,7 @@ class Down(NamedTuple):
     energy: Tree
 
 
-@method("FedKD", "distillation", mixed=True)
+@method("FedKD", "distillation", mixed=True, exempt={"blend": "what FedKD sends is cut to a low rank"})
 def fedkd(opt: Optimiser = SGD(0.01, clip=10.0), start: float = 0.95, end: float = 0.98, rounds: int = 50) -> Method:
     """FedKD. opt: the optimiser of mentor, mentee and W_h; start, end: energy that is kept; rounds: until the end."""
     if not 0 < start <= end <= 1 or rounds < 1:
@@ -101,7 +102,7 @@ def fedkd(opt: Optimiser = SGD(0.01, clip=10.0), start: float = 0.95, end: float
             taught = divergence(s.logits, t.logits) + divergence(t.logits, s.logits)
             taught = taught + (hidden[0] ** 2 + hidden[1] ** 2).mean(1)
             value = masked_mean(tasks[0] + tasks[1] + taught / doubt, batch.live)
-            return Fit(value, Lesson(Mentor(mentor, {}), mentee))
+            return Fit(value + t.penalty + s.penalty, Lesson(Mentor(mentor, {}), mentee))
 
         mentor, mentee = descend(net, Lesson(task.mine, got), task.data, loss, opt).params
         change = cut(small, delta(mentee, got), task.down.energy["keep"])

@@ -27,7 +27,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, SettingError, Task, Tree, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_counts
@@ -49,7 +51,8 @@ def fedlc(opt: Optimiser = SGD(0.05), tau: float = 1.0, floor: float = 0.0) -> M
             out, buffers = net.train(w, batch)
             margin = tau * n.clamp(min=1e-12) ** -0.25
             calibrated = torch.where(n > 0, out.logits - margin, OUT)
-            return Fit(masked_mean(net.criterion(calibrated, batch.y), batch.live), buffers)
+            value = masked_mean(net.criterion(calibrated, batch.y), batch.live)
+            return Fit(value + out.penalty, buffers)
 
         local = descend(net, got, task.data, loss, opt, given=(n,)).params
         return Reply(Model(delta(local, got)), (), task.data.count)

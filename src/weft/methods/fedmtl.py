@@ -32,11 +32,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Predict, Reply, Round, Task, Tree, View, keep_all, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Predict, Reply, Round, Task, Tree, View, method
 from weft.core.tree import add, delta, dot, each, scale, sq_norm, where
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg
-from weft.server import rows
+from weft.server import keep_all, rows
 
 FLOOR = 1e-4  # of the largest eigenvalue
 

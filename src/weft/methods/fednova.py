@@ -32,7 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Data, Fit, Method, Model, Net, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Data, Fit, Method, Model, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import delta
 from weft.local import SGD, descend, prox
 from weft.methods.fedavg import fedavg
@@ -46,7 +47,12 @@ class Normalised(NamedTuple):
     steps: Tree  # the client's term of tau_eff
 
 
-@method("FedNova", "optimisation", reaches_optimum=False)
+@method(
+    "FedNova",
+    "optimisation",
+    reaches_optimum=False,
+    exempt={"blend": "what FedNova sends is divided by what its solver accumulates"},
+)
 def fednova(opt: SGD = SGD(0.05), mu: float = 0.0, gmf: float = 0.0) -> Method:
     """FedNova. opt: SGD, also with momentum; mu: weight of a proximal term; gmf: server momentum."""
     if not isinstance(opt, SGD) or opt.dampening:

@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, SettingError, Task, Tree, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg
@@ -61,7 +63,7 @@ def fedntd(opt: Optimiser = PAPER, beta: float = 1.0, T: float = 1.0) -> Method:
             judged = (batch.y >= 0).reshape(each.shape).to(each.dtype)
             forgotten = (each * judged).sum(1) / judged.sum(1).clamp(min=1)
             value = net.criterion(out.logits, batch.y) + beta * T**2 * forgotten
-            return Fit(masked_mean(value, batch.live), buffers)
+            return Fit(masked_mean(value, batch.live) + out.penalty, buffers)
 
         local = descend(net, got, task.data, loss, opt, given=(got,)).params
         return Reply(Model(delta(local, got)), (), task.data.count)

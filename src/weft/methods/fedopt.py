@@ -26,7 +26,8 @@ Promise
 
 from __future__ import annotations
 
-from weft.core import Method, method, tune
+from weft.core import Method, method
+from weft.core.method import tune
 from weft.local import SGD, Optimiser
 from weft.methods.fedavg import fedavg
 from weft.server import Adaptive, Momentum

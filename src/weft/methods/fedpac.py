@@ -37,24 +37,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core import (
-    Batch,
-    Channel,
-    Fit,
-    Method,
-    Net,
-    Nothing,
-    Phase,
-    Predict,
-    Reply,
-    Round,
-    Task,
-    Tree,
-    View,
-    masked_mean,
-    method,
-    role,
-)
+from weft.core import Batch, Channel, Fit, Method, Net, Nothing, Phase, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.tree import add, delta, each, where
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_sums

@@ -33,15 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import Batch, Channel, Fit, Method, Net, Predict, Reply, Round, Select, Task, Tree, View, method
-from weft.core.channel import keep_all
+from weft.core import Batch, Channel, Data, Fit, Method, Net, Predict, Reply, Round, Select, Task, Tree, View, method
 from weft.core.errors import SettingError
 from weft.core.net import masked_mean
 from weft.core.select import everything
-from weft.core.task import Data
 from weft.core.tree import where
 from weft.local import Adam, Optimiser, descend
-from weft.server import rows
+from weft.server import keep_all, rows
 
 
 class Sets(NamedTuple):

@@ -32,7 +32,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, SettingError, Task, Tree, View, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.core.tree import delta, mix
 from weft.local import SGD, Optimiser, descend
 from weft.local.mmd import distances, mmd
@@ -81,7 +83,7 @@ def fedphp(
                 each = -((told.logits / T).softmax(-1) * (out.logits / T_student).log_softmax(-1)).sum(-1)
                 transfer = T_student**2 * masked_mean(each.reshape(len(each), -1).mean(1), batch.live)
             task_loss = masked_mean(net.criterion(out.logits, batch.y), batch.live)
-            return Fit((1 - lam) * task_loss + lam * transfer, buffers)
+            return Fit((1 - lam) * task_loss + lam * transfer + out.penalty, buffers)
 
         local = descend(net, got, data, loss, opt, given=(task.mine,)).params
         kept = (mu * data.past.to(data.count.dtype) / ramp).clamp(max=mu)

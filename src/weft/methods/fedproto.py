@@ -32,22 +32,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import (
-    Batch,
-    Channel,
-    Fit,
-    Method,
-    Net,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    masked_mean,
-    method,
-)
-from weft.core.method import Predict
+from weft.core import Batch, Channel, Fit, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
 from weft.local import SGD, Optimiser, descend
 from weft.server import total
 

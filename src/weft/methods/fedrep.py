@@ -23,7 +23,8 @@ Promise
 
 from __future__ import annotations
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, method, role
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Phase, Reply, Select, Task, Tree, method
+from weft.core.select import role
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import personal_layers

@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import Batch, Method, Model, Net, Predict, Reply, Task, Tree, View, masked_mean, method, role
+from weft.core import Batch, Method, Model, Net, Predict, Reply, Task, Tree, View, method
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.tree import add, delta, zeros
 from weft.local import SGD, Optimiser, scan
 from weft.local.classes import class_counts

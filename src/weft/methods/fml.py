@@ -27,7 +27,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Task, Tree, View, masked_mean, method
+from weft.core import Batch, Channel, Fit, Method, Model, Net, Reply, Task, Tree, View, method
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.local.distil import common_view, divergence, own_answers, partner
@@ -55,7 +56,8 @@ def fml(opt: Optimiser = PAPER, alpha: float = 0.5, beta: float = 0.5) -> Method
             (p, own), (q, meme) = net.train(pair.own, batch), small.train(pair.meme, batch)
             local = alpha * net.criterion(p.logits, batch.y) + (1 - alpha) * divergence(q.logits, p.logits)
             shared = beta * small.criterion(q.logits, batch.y) + (1 - beta) * divergence(p.logits, q.logits)
-            return Fit(masked_mean(local + shared, batch.live), Pair(own, meme))
+            value = masked_mean(local + shared, batch.live)
+            return Fit(value + p.penalty + q.penalty, Pair(own, meme))
 
         pair = descend(net, Pair(task.mine, got), task.data, loss, opt).params
         return Reply(Model(delta(pair.meme, got)), pair.own, task.data.count)

@@ -32,23 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import (
-    Batch,
-    Channel,
-    Fit,
-    Method,
-    Net,
-    Predict,
-    Reply,
-    Round,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    masked_mean,
-    method,
-    role,
-)
+from weft.core import Batch, Channel, Fit, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.net import masked_mean
+from weft.core.select import role
 from weft.core.tree import add, delta, sq_norm
 from weft.local import SGD, Optimiser, descend
 from weft.local.classes import class_counts

@@ -31,14 +31,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Channel, Method, Net, Predict, Reply, Round, SettingError, Task, Tree, View, method
-from weft.core.channel import keep_all
+from weft.core import Channel, Data, Method, Net, Predict, Reply, Round, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.net import masked_mean
-from weft.core.task import Data
 from weft.core.tree import add, delta, each
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg
-from weft.server import group_means
+from weft.server import group_means, keep_all
 
 
 class Several(NamedTuple):

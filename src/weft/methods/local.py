@@ -19,7 +19,8 @@ Promise
 
 from __future__ import annotations
 
-from weft.core import Method, Net, Nothing, Predict, Reply, Task, Tree, View, everything, method
+from weft.core import Method, Net, Nothing, Predict, Reply, Task, Tree, View, method
+from weft.core.select import everything
 from weft.local import SGD, Optimiser, descend
 
 

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Channel, Method, Model, Net, Nothing, Phase, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Channel, Method, Model, Net, Nothing, Phase, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.stream import code, fold, uniform
 from weft.core.tree import add, delta, each, scale, sub, zeros
 from weft.local import SGD, Optimiser, descend

@@ -34,7 +34,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from weft.core import Batch, Channel, Method, Model, Net, Phase, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Method, Model, Net, Phase, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, each, mix, sub, zeros
 from weft.local import SGD, scan
 from weft.local.gradient import gradient, mean_gradient, plain_sgd

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, masked_mean, method
+from weft.core import Batch, Fit, Method, Model, Net, Reply, Task, Tree, method
+from weft.core.net import masked_mean
 from weft.core.tree import delta
 from weft.local import SGD, Optimiser, descend
 from weft.methods.fedavg import fedavg

@@ -30,7 +30,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.func import grad
 
-from weft.core import Batch, Channel, Method, Model, Net, Phase, Predict, Reply, SettingError, Task, Tree, View, method
+from weft.core import Batch, Channel, Method, Model, Net, Phase, Predict, Reply, Task, Tree, View, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, scale, sq_norm, sub
 from weft.local import SGD, Optimiser, scan
 from weft.methods.fedavg import fedavg, global_view

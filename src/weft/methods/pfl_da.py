@@ -24,23 +24,9 @@ Promise
 
 from __future__ import annotations
 
-from weft.core import (
-    Batch,
-    Fit,
-    Method,
-    Model,
-    Net,
-    Phase,
-    Predict,
-    Reply,
-    Select,
-    SettingError,
-    Task,
-    Tree,
-    View,
-    method,
-    role,
-)
+from weft.core import Batch, Fit, Method, Model, Net, Phase, Predict, Reply, Select, Task, Tree, View, method
+from weft.core.errors import SettingError
+from weft.core.select import role
 from weft.core.tree import delta, where
 from weft.local import SGD, Optimiser, descend, prox
 from weft.local.frozen import within

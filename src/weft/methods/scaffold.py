@@ -28,7 +28,8 @@ from typing import Literal, NamedTuple
 
 from torch.func import grad
 
-from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, SettingError, Task, Tree, method
+from weft.core import Batch, Channel, Fit, Method, Net, Reply, Round, Task, Tree, method
+from weft.core.errors import SettingError
 from weft.core.tree import add, delta, dot, scale, sub, zeros
 from weft.local import SGD, descend
 from weft.methods.fedavg import fedavg

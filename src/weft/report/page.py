@@ -183,7 +183,8 @@ def _colours(runs: Sequence[Run]) -> dict[str, int]:
 def _results(runs: Sequence[Run]) -> Table:
     """For each moment the four summaries over clients, and the loss."""
     rows: list[list[str]] = []
-    for moment, name in MOMENTS.items():
+    streams = dict.fromkeys(r.moment for run in runs for r in run.results if r.moment.startswith("stream "))
+    for moment, name in {**MOMENTS, **{s: f"Last round, test {s}" for s in streams}}.items():
         found = [(r, v, result) for r in runs for v in r.views() if (result := r.result(moment, v)) is not None]
         rows += [[name]] if found else []
         for run, view, result in found:

@@ -95,6 +95,7 @@ class Run:
     wire: tuple[Wire, ...]
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
+    privacy: Mapping[str, Any]  # what the ledger says; empty without differential privacy
 
     def result(self, moment: str, view: str | None = None) -> Result | None:
         """The figures at `moment` of `view` (by default the headline view), None where there are none."""
@@ -190,6 +191,7 @@ def _run(folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any], 
         rounds=int(summary.get("rounds", rounds)) if summary.get("finished") else rounds,
         planned=planned,
         finished=bool(summary.get("finished", False)),
+        privacy=summary.get("privacy") or {},
         view=view,
         metric=metric,
         results=_results(summary.get("results", {}), curves, metric),
@@ -268,7 +270,8 @@ def _results(summary: Mapping[str, Any], curves: Mapping[Series, Curve], metric:
     """What the summary states, and what the metrics give where a killed run left it unsaid."""
     stated = []
     for view, moments in summary.items():
-        for moment, entry in moments.items():
+        streams = {f"stream {name}": figures for name, figures in moments.get("streams", {}).items()}
+        for moment, entry in {**{k: v for k, v in moments.items() if k != "streams"}, **streams}.items():
             figures = {
                 k: math.nan if v is None else float(v) for k, v in entry.get("test", entry).items() if k != "round"
             }

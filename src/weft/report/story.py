@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from weft.privacy.ledger import in_words
 from weft.report.number import number
 from weft.report.read import Run
 from weft.report.versus import BASELINES, baseline_of, budgets, count, pairs, same_data, subject_of
@@ -82,6 +83,9 @@ def notices(runs: Sequence[Run]) -> list[tuple[str, str]]:
         if not run.finished:
             text = f"{run.label} stopped at round {run.rounds} of {run.planned}; its figures are not final."
             found.append(("Unfinished run", text))
+    for run in runs:
+        if run.privacy:
+            found.append(("Differential privacy", f"{run.label}: {in_words(run.privacy)}."))
     if pooled := [r.label for r in runs if r.protocol == "pooled"]:
         text = (
             f"{joined(pooled)} merged the official training and test data before dividing them among clients."

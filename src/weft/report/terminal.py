@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from weft.privacy.ledger import in_words
 from weft.report.number import number
 from weft.report.read import Result, Run
 
@@ -42,8 +43,10 @@ def comparison(runs: Sequence[Run]) -> Table:
                 number(sum(sent) if sent else None, "B"),
                 number(run.cost.get("seconds.total"), "s"),
             )
+    notes = [f"{run.label}: {in_words(run.privacy)}." for run in runs if run.privacy]
     if any(run.protocol == "pooled" for run in runs):
-        table.caption = "Protocol “pooled”: do not compare with results on an official test split."
+        notes.append("Protocol “pooled”: do not compare with results on an official test split.")
+    table.caption = escape("\n".join(notes)) if notes else None
     return table
 
 

@@ -1,0 +1,62 @@
+"""A node that goes wrong in the rounds that it is told: ``python -m tests.engines.faulty FILE ROUND=FAULT ...``.
+
+Faults: die (in mid-training), cut (dies in mid-upload), slow:SECONDS, corrupt, oversized, nan.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from safetensors.torch import load
+
+from weft.deploy import fleet, node, supernode
+from weft.deploy.records import noted
+from weft.wire import pack
+
+FAULTS: dict[str, str] = {}
+
+
+def changed(reply: Message, change: Any) -> None:
+    """Other bytes on every channel."""
+    for name in [n for n in reply.content if n.startswith("up.")]:
+        entries = {k: change(v.data) for k, v in reply.content[name].items()}
+        reply.content[name] = ArrayRecord({k: Array("uint8", (len(v),), "weft", v) for k, v in entries.items()})
+
+
+def not_numbers(data: bytes) -> bytes:
+    return pack({k: torch.full_like(v, torch.nan) for k, v in load(data).items()})
+
+
+class Faulty(node.Node):
+    """Answers as a node does, but for its faults."""
+
+    def answer(self, message: Message) -> Message:
+        if not message.metadata.message_type.endswith(".turn"):
+            return super().answer(message)
+        fault = FAULTS.get(str(noted(message.content, "turn")["number"]), "")
+        if fault == "die":
+            os._exit(9)
+        reply = super().answer(message)
+        if fault.startswith("slow"):
+            time.sleep(float(fault.partition(":")[2]))
+        if fault == "corrupt":
+            changed(reply, lambda data: data[: len(data) // 2])
+        if fault == "oversized":
+            changed(reply, lambda data: bytes(8_000_000))
+        if fault == "nan":
+            changed(reply, not_numbers)
+        if fault == "cut":
+            fleet.push_objects = lambda *given, **also: os._exit(9)
+        return reply
+
+
+if __name__ == "__main__":
+    FAULTS |= dict(word.split("=") for word in sys.argv[2:])
+    supernode.Node = Faulty  # type: ignore[misc]
+    supernode.run_node(Path(sys.argv[1]))

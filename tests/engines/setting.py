@@ -1,0 +1,48 @@
+"""A small federation that every engine runs: seven clients, four of them in a round, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.core import Method
+from weft.experiment.settings import DataSettings, RunSettings, make
+
+CLIENTS, ROUNDS = 6, 3
+METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # label -> (method, its options, the run's)
+    "fedavg": ("fedavg", {"lr": 0.1}, {}),
+    "scaffold": ("scaffold", {"lr": 0.1}, {}),
+    "ditto": ("ditto", {"lr": 0.1}, {}),
+    "fedala": ("fedala", {"lr": 0.1, "max_passes": 3}, {}),
+    "fedproto, two architectures": ("fedproto", {"lr": 0.1}, {"model": "mlp,logistic"}),
+    "fedadam with top-k": ("fedadam", {"lr": 0.1}, {"compress": "topk:0.1"}),
+}
+
+
+def write_examples(folder: Path) -> Path:
+    """Three classes of points, as an npz file."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 360)
+    x = rng.normal(size=(360, 100)) + rng.normal(size=(3, 100))[y]  # as many as mlp has features, for fedproto
+    path = folder / "points.npz"
+    np.savez(path, x=x.astype(np.float32), y=y)
+    return path
+
+
+def data_settings(path: Path) -> DataSettings:
+    """Divided unequally."""
+    return DataSettings(data=str(path), clients=CLIENTS, alpha=0.5, min_examples=8)
+
+
+def run_settings(**changed: Any) -> RunSettings:
+    """Four of six clients in a round, two epochs."""
+    how = {"rounds": ROUNDS, "epochs": 2, "batch_size": 8, "cohort": 4, "model": "mlp", "precision": "fp64"}
+    return RunSettings(**{**how, "device": "cpu", **changed})
+
+
+def method(label: str) -> Method:
+    """The method under a label."""
+    name, options, _ = METHODS[label]
+    return make(name, options)

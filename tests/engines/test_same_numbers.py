@@ -1,0 +1,93 @@
+"""One method file, and the same numbers from every engine: loop, batched, Ray and Flower.
+
+Flower means three nodes as processes of their own, which make their data from settings and the method from its name and
+arguments, on a SuperLink with TLS and signed requests. It is started once for all methods.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from tests.engines.setting import CLIENTS, METHODS, ROUNDS, data_settings, method, run_settings, write_examples
+from weft.experiment.plugins import load_methods
+from weft.experiment.result import Result
+from weft.experiment.run import Run
+from weft.experiment.sources import federated
+
+load_methods()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    write_examples(folder)
+    return folder
+
+
+@functools.cache
+def local(place: Path, label: str, executor: str) -> Result:
+    settings = run_settings(executor=executor, **METHODS[label][2])
+    return Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
+
+
+@pytest.fixture(scope="module")
+def network(place: Path) -> Iterator[Any]:
+    pytest.importorskip("flwr", reason="weft[flower] is not installed")
+    from weft.deploy.app import init
+    from weft.deploy.network import Network
+    from weft.deploy.superlink import free_port
+
+    port = free_port()
+    data = data_settings(place / "points.npz")
+    init(place / "app", method("fedavg"), data, run_settings(), nodes=3, port=port)
+    with Network(place / "app", port) as made:
+        made.join("node-0", "node-1", "node-2")
+        yield made
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_batched_is_loop(place: Path, label: str) -> None:
+    assert_same(local(place, label, "loop"), local(place, label, "batched"))
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest.LogCaptureFixture) -> None:
+    from weft.deploy.server import elsewhere
+
+    settings = run_settings(executor="flower", **METHODS[label][2])
+    data, chosen = federated(data_settings(place / "points.npz")), method(label)
+    with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
+        places = elsewhere(grid, chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
+        result = Run.prepare(chosen, data, settings, elsewhere=places).go()
+    assert "node-2" in caplog.text, network.log("node-2")
+    assert_same(local(place, label, "batched"), result)
+    homes = [place / "app" / "nodes" / f"node-{k % 3}-state" for k in range(CLIENTS)]
+    run = max(homes[0].iterdir(), key=lambda path: path.stat().st_mtime).name
+    kept = [sorted((home / run / f"client-{k}").glob("*.safetensors")) for k, home in enumerate(homes)]
+    assert any(kept), "what clients keep is on their nodes' disks"
+
+
+def assert_same(one: Result, other: Result) -> None:
+    """The same clients and bytes, figures of every client, and the same server to 1e-9."""
+    tables = [
+        sorted(result.history.to_pylist(), key=lambda row: [str(v) for v in list(row.values())[:-1]])
+        for result in (one, other)
+    ]
+    timed = [[row for row in table if not row["metric"].endswith("_seconds")] for table in tables]
+    assert [[r[k] for k in list(r)[:-1]] for r in timed[0]] == [[r[k] for k in list(r)[:-1]] for r in timed[1]]
+    for a, b in zip(*timed, strict=True):
+        assert a["value"] == pytest.approx(b["value"], rel=1e-9, abs=1e-9, nan_ok=True), (a, b)
+    assert torch.equal(one.federation.turns, other.federation.turns)
+    assert one.federation.turns.sum() == 4 * ROUNDS
+    leaves = [tree_leaves((r.federation.server, dict(r.federation.then))) for r in (one, other)]
+    assert leaves[0]
+    for x, y in zip(*leaves, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
