@@ -19,7 +19,9 @@ SEEDS = (0, 1, 2)
 PARAMETERS: dict[str, tuple[str, tuple[Any, Any]]] = {
     "apfl": ("alpha", (0.25, 0.75)),
     "apple": ("mu", (0.01, 1.0)),
+    "btfl": ("kappa", (1.0, 16.0)),
     "cfl": ("after", (2, 5)),
+    "distfl": ("gap_min", (0.02, 0.5)),
     "ditto": ("lam", (0.1, 10.0)),
     "fedadagrad": ("eta", (0.01, 1.0)),
     "fedadam": ("eta", (0.01, 1.0)),
@@ -61,6 +63,7 @@ PARAMETERS: dict[str, tuple[str, tuple[Any, Any]]] = {
     "mime": ("beta", (0.0, 0.5)),
     "moon": ("mu", (0.1, 1.0)),
     "per-fedavg": ("alpha", (0.03, 0.1)),
+    "pfa": ("groups", (2, 4)),
     "pfedme": ("lam", (5.0, 50.0)),
     "pfl-da": ("lam", (0.1, 10.0)),
     "scaffold": ("eta_g", (0.1, 0.3)),
@@ -73,7 +76,8 @@ def fixed(method: str, setting: Setting) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if "opt" in find(method).options:
         options |= {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
-    return options | ({"rounds": setting.rounds} if method == "fedkd" else {})
+    told = {"fedkd": {"rounds": setting.rounds}, "pfa": {"warm": setting.rounds // 4}}
+    return options | told.get(method, {})
 
 
 def rates(setting: Setting) -> list[dict[str, Any]]:
