@@ -182,6 +182,10 @@ def refused(network: Any, key: str, *before: str, **told: Any) -> str:
 
 
 def test_a_duplicate_identity(network: Any) -> None:
+    until = time.monotonic() + 60
+    while "connected to" not in network.log("node-0"):  # else it is the second one that is there first
+        assert time.monotonic() < until, network.log("node-0")
+        time.sleep(0.1)
     assert "or another process uses it" in refused(network, "node-0")
 
 

@@ -59,6 +59,14 @@ def test_batched_is_loop(place: Path, label: str) -> None:
 
 
 @pytest.mark.parametrize("label", METHODS)
+def test_ray_is_batched(place: Path, label: str) -> None:
+    pytest.importorskip("ray", reason="weft[ray] is not installed")
+    settings = run_settings(executor="ray", actors=2, actor_cpus=0.25, **METHODS[label][2])
+    result = Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
+    assert_same(local(place, label, "batched"), result)
+
+
+@pytest.mark.parametrize("label", METHODS)
 def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest.LogCaptureFixture) -> None:
     from weft.deploy.server import elsewhere
 

@@ -9,7 +9,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from weft.core.errors import SettingError
 from weft.executors.place import Place
 from weft.executors.plan import cores
+from weft.version import __version__
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do some day
@@ -87,7 +87,7 @@ class Pool:
 
 def versions() -> dict[str, str]:
     """What must be the same on all machines."""
-    return {"weft": version("weft"), "torch": torch.__version__, "Python": platform.python_version()}
+    return {"weft": __version__, "torch": torch.__version__, "Python": platform.python_version()}
 
 
 def _start(address: str) -> None:

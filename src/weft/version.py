@@ -1,0 +1,3 @@
+"""The release, for modules that must not import the whole package."""
+
+__version__ = "0.1.0"
