@@ -191,3 +191,19 @@ def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "weft.executors.cluster", None)
     with pytest.raises(SettingError, match=r"executor = 'ray' needs Ray \(.*\): pip install weft\[ray\]"):
         api.run("fedavg", people(), **BASE, **RAY)
+
+
+def test_the_status_lists_actors_and_the_loss_of_one(tmp_path: Path) -> None:
+    """A killed actor is a failure with its cause; a new one has its place, and the run goes on."""
+    from weft.executors.pool import pool
+    from weft.report.live import read
+
+    def kill(report: Any) -> None:
+        if report.number == 1:
+            ray.kill(pool(4, 0.25, 0.0, "").actors[1])
+
+    api.run("fedavg", people(), out=tmp_path / "run", tell=kill, **BASE, **RAY)
+    (run,) = read(str(tmp_path / "run"))
+    assert run.state == "finished" and sorted(n.name for n in run.nodes) == [f"actor {k}" for k in range(4)]
+    assert {n.state for n in run.nodes} == {"ready"} and not any(n.cause for n in run.nodes)
+    assert [f.who for f in run.failures] == ["actor 1"] and "another takes its share" in run.failures[0].cause

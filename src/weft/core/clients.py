@@ -89,12 +89,29 @@ def untimed(part: str) -> Iterator[None]:
     yield
 
 
+class TellNode(Protocol):
+    """Is told what becomes of the places where clients live; safe from any thread."""
+
+    def __call__(self, name: str, state: str, cause: str = "") -> None:
+        """Say that a place is "ready", "training", "evaluating", "late", "lost", "refused" or "failed".
+
+        `cause` is a sentence for people, given if something is wrong; it is also listed among the run's failures.
+        """
+
+
+def unwatched(name: str, state: str, cause: str = "") -> None:
+    """Nobody asks."""
+
+
 class Clients(Protocol):
     """The clients of a run. What they keep and their examples stay with them."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """Who has which architecture; the first one's is also the server's."""
+
+    def watched(self, tell: TellNode) -> None:
+        """From now on say what becomes of the places where they live; those in this process have nothing to say."""
 
     def there(self, able: Tensor) -> Tensor:
         """Those of these clients (int64, ascending) that could be in a round now."""

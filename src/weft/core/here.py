@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from weft.core.channel import Codec
-from weft.core.clients import Exam, Group, Marks, Message, Part, Timed, Traffic, untimed
+from weft.core.clients import Exam, Group, Marks, Message, Part, TellNode, Timed, Traffic, untimed
 from weft.core.kept import Kept
 from weft.core.method import Method
 from weft.core.net import Net
@@ -164,6 +164,9 @@ class Here:
         for store, found in zip(self.kept, saved, strict=True):
             if found is not None:
                 store.scatter(found["members"], found["states"])
+
+    def watched(self, tell: TellNode) -> None:
+        """Nothing to say that the run does not know."""
 
     def close(self) -> None:
         """Nothing to let go of."""

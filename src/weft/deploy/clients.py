@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Exam, Group, Marks, Part, Timed, untimed
+from weft.core.clients import Exam, Group, Marks, Part, TellNode, Timed, untimed, unwatched
 from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
 from weft.core.here import STACK, nbytes, turn_of
@@ -28,9 +28,6 @@ from weft.deploy.parts import figures, gathered, heard, together
 from weft.deploy.records import Corrupt, note, noted, put_download
 
 log = logging.getLogger("weft.federation")
-Tell = Callable[[str, str, str], None]
-"""(node, what it is doing, why if something is wrong)."""
-
 PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
 POLL = 0.05
@@ -61,12 +58,12 @@ class Remote:
     likes: Mapping[tuple[bool, int], Any]  # (opening, exchange) -> one upload
     deadline: float = 60.0  # seconds
     min_clients: int = 0  # fewest clients of a round; 0: half of all
-    tell: Tell = lambda name, state, cause: None
     run: int = field(default_factory=lambda: secrets.randbits(62))  # nodes keep their states under this number
     _nodes: dict[int, Seen] = field(default_factory=dict)  # who can be asked
     _away: dict[int, str] = field(default_factory=dict)  # node -> hello that it has not answered
     _owed: dict[str, int] = field(default_factory=dict)  # replies that came too late, to be thrown away
     _said: dict[int, str] = field(default_factory=dict)  # what was last said against a node
+    _tell: TellNode = unwatched
     _met: bool = False
     _number: int = 0
     _there: set[int] = field(default_factory=set)  # who has answered all exchanges of the round so far
@@ -76,6 +73,12 @@ class Remote:
         self.least = self.min_clients or math.ceil(self.population / 2)
         self.last = torch.zeros(self.population, dtype=torch.int64)  # the last round that counted, of each client
         self._safe = deque([self.last.clone()], maxlen=2)  # the same at the last two checkpoints
+
+    def watched(self, tell: TellNode) -> None:
+        """Say what becomes of the nodes."""
+        self._tell = tell
+        for seen in self._nodes.values():
+            tell(seen.name, "ready")
 
     def there(self, able: Tensor) -> Tensor:
         """Those of these clients that can be asked now; waits until a round can be had with them.
@@ -188,12 +191,12 @@ class Remote:
                 ids = [k for k in seen.clients if k in open_to]
                 if ids:
                     waiting[self._send(node, kind, asking(ids))] = (node, seen, ids)
-                    self.tell(seen.name, "training" if kind == "turn" else "evaluating", "")
+                    self._tell(seen.name, "training" if kind == "turn" else "evaluating")
                     open_to -= set(ids)
             for reply in self._pulled(list(waiting)):
                 node, seen, ids = waiting.pop(reply.metadata.reply_to_message_id)
                 if self._fine(node, reply):
-                    self.tell(seen.name, "ready", "")
+                    self._tell(seen.name, "ready")
                     heard += len(ids)
                     yield node, ids, reply.content
                 else:
@@ -300,7 +303,7 @@ class Remote:
             self.last[lost] = 0
         self._said.pop(node, None)
         log.info("node %s is here, with the clients %s", seen.name, seen.clients)
-        self.tell(seen.name, "ready", "")
+        self._tell(seen.name, "ready")
 
     def _lost(self, client: int, had: list[int]) -> bool:
         return bool(self.last[client]) and int(self.last[client]) not in had
@@ -312,7 +315,7 @@ class Remote:
         if self._said.get(node) != why:
             clients = f" (client {', '.join(map(str, seen.clients))})" if seen else ""
             log.warning("node %s%s is %s: %s", name, clients, state, why)
-            self.tell(name, state, why)
+            self._tell(name, state, why)
             self._said[node] = why
 
     def _why(self) -> str:

@@ -36,7 +36,7 @@ def elsewhere(
 ) -> Callable[[Method, Here], Clients]:
     """What gives a run its clients at the nodes of a grid, from the method with its parts on and clients like them.
 
-    `how`: `deadline`, `min_clients` and `tell` of `Remote`.
+    `how`: `deadline` and `min_clients` of `Remote`.
 
     Raises:
         SettingError: the method needs what nodes cannot have.

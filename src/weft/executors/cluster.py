@@ -18,7 +18,7 @@ from ray import exceptions
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Exam, Group, Marks, Message, Part, Timed, untimed
+from weft.core.clients import Exam, Group, Marks, Message, Part, TellNode, Timed, untimed, unwatched
 from weft.core.here import Here, turn_of
 from weft.executors.place import Build, opened, packed
 from weft.executors.pool import Pool
@@ -34,6 +34,9 @@ LOST = (
 
 ATTEMPTS = 4
 """How often a place is asked the same before the run gives up."""
+
+DOING = {"hear": "training", "judge": "evaluating"}
+"""What an actor does when it is asked so."""
 
 TOGETHER = 256
 """Clients of a place whose own downloads travel at once when views are judged."""
@@ -55,7 +58,7 @@ class Cluster:
             shares: client ids of each actor, int64, ascending; by default every so-many-th client.
         """
         self._here, self._pool, self._build = here, pool, build
-        self._run = uuid.uuid4().hex
+        self._run, self._tell = uuid.uuid4().hex, unwatched
         self._what = [ray.put(thing) for thing in what]
         everybody = torch.cat([group.ids for group in here.groups]).sort().values
         split = shares or [everybody[i :: len(pool.actors)] for i in range(len(pool.actors))]
@@ -68,6 +71,12 @@ class Cluster:
     def groups(self) -> tuple[Group, ...]:
         """Who has which architecture."""
         return self._here.groups
+
+    def watched(self, tell: TellNode) -> None:
+        """Say what becomes of the actors."""
+        self._tell = tell
+        for place in range(len(self._shares)):
+            tell(f"actor {place}", "ready")
 
     def there(self, able: Tensor) -> Tensor:
         """All of them."""
@@ -155,12 +164,16 @@ class Cluster:
         """
         calls = {place: self._call(place, method, ask) for place, ask in asks.items()}
         answers = []
+        for place in asks:
+            self._tell(f"actor {place}", DOING.get(method, "ready"))
         for place, ask in asks.items():
             for attempt in itertools.count(1):
                 try:
                     answers.append(ray.get(calls[place]))
+                    self._tell(f"actor {place}", "ready")
                     break
                 except LOST as error:
+                    self._tell(f"actor {place}", "lost", f"{_line(error)}; another takes its share")
                     if attempt == ATTEMPTS:
                         raise ConnectionError(
                             f"actor {place} of {len(self._held)} was lost {ATTEMPTS} times ({_line(error)})"

@@ -175,7 +175,9 @@ class Run:
             "executor": self.settings.executor,
             "device": str(self.device),
         }
-        with Status(self.folder, about, self.last, done=self.done) as status, self._spread():
+        here = self.settings.executor in ("batched", "loop")
+        with Status(self.folder, about, self.last, done=self.done, local=here) as status, self._spread():
+            self.federation.clients.watched(status.node)
             self._play(tell, status)
         return self.result()
 

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from weft.experiment.folder import RunFolder
 
@@ -23,16 +23,6 @@ EVERY = 1.0
 COHORT = 50  # ids of a round's clients that are named; the others are counted
 NODES = 500  # nodes that are listed; those in trouble first
 FAILURES = 20  # of the latest ones
-
-
-class TellNode(Protocol):
-    """What an executor is given, to say what becomes of the places where its clients live; safe from any thread."""
-
-    def __call__(self, name: str, state: str, cause: str = "") -> None:
-        """Say that a node is "ready", "training", "evaluating", "late", "lost", "refused" or "failed".
-
-        `cause` is a sentence for people, given if something is wrong; it is also listed among the run's failures.
-        """
 
 
 class Status:
@@ -112,7 +102,7 @@ class Status:
             self._figures = {k: v if math.isfinite(v) else None for k, v in figures.items()}
 
     def node(self, name: str, state: str, cause: str = "") -> None:
-        """Say what a node does or what is wrong with it; see `TellNode`."""
+        """Say what a node does or what is wrong with it; see `weft.core.clients.TellNode`."""
         with self._lock:
             self._nodes[name] = {"state": state, "round": self._number, "seen": self._clock(), "cause": cause}
         if cause:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from weft.core.channel import Sum, keep_all
-from weft.core.clients import Clients, Exam, Group, Marks, Message, Part, Timed, Traffic, untimed
+from weft.core.clients import Clients, Exam, Group, Marks, Message, Part, TellNode, Timed, Traffic, untimed
 from weft.core.errors import SettingError
 from weft.core.here import turn_of
 from weft.core.method import Method
@@ -173,6 +173,10 @@ class SecureClients:
                     f"{self.bound:g}: use a larger range"
                 )
         return Layout.of(named).flat(named)
+
+    def watched(self, tell: TellNode) -> None:
+        """See `Clients`."""
+        self.inner.watched(tell)
 
     def there(self, able: Tensor) -> Tensor:
         """See `Clients`."""
