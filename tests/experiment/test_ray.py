@@ -73,6 +73,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "downloads of one's own": ("fedamp", {"cohort": 4}),
     "views that adapt": ("fedavg-ft", {}),
     "a codec with memory, and stragglers": ("scaffold", {"compress": "topk:0.3", "stragglers": 0.5, "epochs": 3}),
+    "plug-ins, with chance in who takes part": ("fedavg", {"plug": ("dbe",), "sampling": "poisson", "cohort": 4}),
     "statistics at home": ("ditto", {"buffers": "local", "lr_schedule": "cosine"}),
 }
 
