@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from reference.model import BnMlp
+from reference.model import BnMlp, ReluMlp
 from reference.world import World
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -22,16 +22,17 @@ from weft.core.turn import Execute
 
 
 class Toy(nn.Module):
-    """Linear body, batch norm if wanted, tanh, linear head."""
+    """Linear body, batch norm if wanted, tanh or ReLU, linear head."""
 
-    def __init__(self, dim: int, hidden: int, classes: int, norm: bool) -> None:
+    def __init__(self, dim: int, hidden: int, classes: int, norm: bool, relu: bool = False) -> None:
         super().__init__()
         self.body = nn.Linear(dim, hidden)
         self.norm = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        self.act = nn.ReLU() if relu else nn.Tanh()
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.norm(self.body(x))))
+        out: Tensor = self.head(self.act(self.norm(self.body(x))))
         return out
 
 
@@ -39,7 +40,8 @@ def net_of(world: World) -> Net:
     """The network whose numpy twin is `world.model`."""
     classes, hidden = world.first["head.weight"].shape
     dim = world.first["body.weight"].shape[1]
-    net = Net.from_module(lambda: Toy(dim, hidden, classes, world.model is BnMlp), "head", dtype=torch.float64)
+    norm, relu = world.model is BnMlp, world.model is ReluMlp
+    net = Net.from_module(lambda: Toy(dim, hidden, classes, norm, relu), "head", dtype=torch.float64)
     return replace(net, input=Input((dim,)))
 
 
@@ -94,15 +96,18 @@ def run(world: World, method: Method, execute: Execute) -> Federation:
     return fed
 
 
-def answer(fed: Federation, world: World, client: int, view: str = "personal", **batches: Any) -> Any:
-    """The logits with which a client answers to its own examples; `batches` are those of the phases of a view."""
+def answer(
+    fed: Federation, world: World, client: int, view: str = "personal", x: Any = None, **batches: Any
+) -> Any:
+    """The logits with which a client answers to `x`, or its own examples; `batches` are those of a view's phases."""
     ids = torch.tensor([client])
     phases = dict.fromkeys(fed.method.phases, Phase())
     turn = tree_map(lambda x: x[0], turn_of(world, {client: batches}, ids, phases, fed.turns[ids]))
     down, stacked = shown(fed.method, fed.server, Round(len(world.turns) + 1, ids, world.population, fed.net))
     down = tree_map(lambda x: x[0], down) if stacked else down
     task = Task(down, kept(fed)[client], Data(examples_of(world), turn))
-    return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
+    asked = torch.tensor(world.x[client] if x is None else x)
+    return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(asked).detach().numpy()
 
 
 def kept(fed: Federation) -> dict[int, Any]:
