@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from weft.core.here import Here
 from weft.core.method import shown
 from weft.core.round import Federation, begin, play
 from weft.core.turn import Execute
+from weft.evaluation.answers import answer as asked
 
 
 class Toy(nn.Module):
@@ -96,18 +97,45 @@ def run(world: World, method: Method, execute: Execute) -> Federation:
     return fed
 
 
-def answer(
-    fed: Federation, world: World, client: int, view: str = "personal", x: Any = None, **batches: Any
-) -> Any:
-    """The logits with which a client answers to `x`, or its own examples; `batches` are those of a view's phases."""
+def recorded(execute: Execute) -> tuple[Execute, dict[tuple[int, int], Any]]:
+    """The same executor, and what clients send in a run with it, by (round, client)."""
+    log: dict[tuple[int, int], Any] = {}
+
+    def heard(method: Method, net: Net, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
+        reply = execute(method, net, down, mine, examples, turn, public)
+        for k, key in enumerate(turn.key.tolist() if method.up else []):
+            log[divmod(key, 1000)] = tree_map(lambda x, k=k: x[k], reply.up)
+        return reply
+
+    return heard, log
+
+
+def answer(fed: Federation, world: World, client: int, view: str = "personal", **batches: Any) -> Any:
+    """The logits with which a client answers to its own examples; `batches` are those of the phases of a view."""
     ids = torch.tensor([client])
     phases = dict.fromkeys(fed.method.phases, Phase())
     turn = tree_map(lambda x: x[0], turn_of(world, {client: batches}, ids, phases, fed.turns[ids]))
     down, stacked = shown(fed.method, fed.server, Round(len(world.turns) + 1, ids, world.population, fed.net))
     down = tree_map(lambda x: x[0], down) if stacked else down
     task = Task(down, kept(fed)[client], Data(examples_of(world), turn))
-    asked = torch.tensor(world.x[client] if x is None else x)
-    return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(asked).detach().numpy()
+    return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
+
+
+def judged(
+    fed: Federation, world: World, rows: Sequence[np.ndarray[Any, Any]], view: str = "personal"
+) -> list[np.ndarray[Any, Any]]:
+    """Per client the shares of all classes [n, classes], as a run judges them, on these rows of everybody's examples."""
+    ids = torch.arange(world.population)
+
+    def look(ids: Tensor) -> tuple[Any, bool]:
+        return shown(fed.method, fed.server, Round(len(world.turns), ids, world.population, fed.net))
+
+    assert isinstance(fed.clients, Here)
+    said = asked(
+        fed.clients, fed.method.views[view], look, rows, ids.numpy(), fed.turns, len(world.turns), scores=True, together=3
+    )
+    assert said.scores is not None
+    return [said.scores[said.client == i] for i in ids.tolist()]
 
 
 def kept(fed: Federation) -> dict[int, Any]:

@@ -7,7 +7,7 @@ from math import lgamma
 
 import numpy as np
 
-from .descent import descend, mean
+from .descent import descend, mean, minus
 from .model import Array, Tree, softmax
 from .stepper import Stepper
 from .world import World
@@ -94,12 +94,12 @@ def answers(world: World, pair: Pair, x: Array, *, Q: int, kappa: float, U: floa
 
 def btfl(
     world: World, heads: dict[int, Array], *, lr: float, Q: int, sigma: float, momentum: float = 0.0
-) -> tuple[Tree, dict[int, Pair], list[dict[int, dict[str, Tree | Array]]]]:
-    """(common model, each client's pair if it has had a turn, uploads per round); `heads` are the first personal ones."""
+) -> tuple[Tree, dict[int, Pair], dict[tuple[int, int], tuple[Tree, Array]]]:
+    """(common model, what who had a turn answers with, (round, client) -> change and P_i); `heads`: the first ones."""
     net, model = world.model, dict(world.first)
     head, pairs = dict(heads), dict[int, Pair]()
-    sent: list[dict[int, dict[str, Tree | Array]]] = []
-    for turn in world.turns:
+    sent: dict[tuple[int, int], tuple[Tree, Array]] = {}
+    for number, turn in enumerate(world.turns, 1):
         seen = {i: histogram(net.features(model, world.x[i]), Q) for i in turn.ids}
         end = {}
         for i in turn.ids:
@@ -124,7 +124,7 @@ def btfl(
                 return net.grad_through_features(p, x, sigma * np.sign(net.features(p, x, train=True)) / BATCH)
 
             end[i] = descend(world, i, model, turn.batches[i]["local"], lr=lr, momentum=momentum, also=penalty)
-        sent.append({i: {"start": model, "end": end[i], "seen": seen[i]} for i in turn.ids})
+        sent |= {(number, i): (minus(end[i], model), seen[i]) for i in turn.ids}
         if turn.ids:
             model = mean([end[i] for i in turn.ids], world.counts(turn.ids))
     return model, pairs, sent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .descent import descend, mean
+from .descent import descend, mean, minus
 from .differentiable import linear, params
 from .linkage import clusters
 from .model import EPS, Array, Tree, softmax
@@ -61,6 +61,7 @@ class Federation:
     probes: Array
     models: list[Tree]
     members: list[dict[int, Array]]
+    sent: dict[tuple[int, int], Tree]  # (round, client) -> change of the received model
 
     def cluster_of(self, client: int) -> int | None:
         """Where a client is."""
@@ -83,15 +84,16 @@ def distfl(
     gap_min: float = 0.1,
     outlier: float = 1.0,
     refine: int = 100,
-) -> tuple[Federation, list[dict[int, dict[str, Tree]]]]:
-    """The federation after all rounds, and per round between which trees each client trained; probes begin at `noise`."""
-    fed = Federation(world, dict(world.first), noise, [], [])
-    sent: list[dict[int, dict[str, Tree]]] = []
+) -> Federation:
+    """The federation after all rounds; the probes begin at `noise`."""
+    fed = Federation(world, dict(world.first), noise, [], [], {})
     for number, turn in enumerate(world.turns, 1):
+        if not turn.ids:
+            continue
         place = {i: fed.cluster_of(i) for i in turn.ids}
         start = {i: fed.model_of(i) for i in turn.ids}
         end = {i: descend(world, i, start[i], turn.batches[i]["local"], lr=lr, momentum=momentum) for i in turn.ids}
-        sent.append({i: {"start": start[i], "end": end[i]} for i in turn.ids})
+        fed.sent |= {(number, i): minus(end[i], start[i]) for i in turn.ids}
         if number <= warm:
             fed.common = mean([end[i] for i in turn.ids], world.counts(turn.ids))
             continue
@@ -116,4 +118,4 @@ def distfl(
                     fed.models.append(end[i])
                 else:
                     fed.members[int(np.argmin(far))][i] = k_i
-    return fed, sent
+    return fed

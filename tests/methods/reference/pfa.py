@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .descent import descend, mean
+from .descent import descend, mean, minus
 from .linkage import clusters
 from .model import Array, Tree
 from .world import World
@@ -29,6 +29,7 @@ class Federation:
     common: Tree  # w_F after stage 1, before it the model of FedAvg
     models: list[Tree]
     members: list[dict[int, Array]]
+    sent: dict[tuple[int, int], tuple[Tree, Array]]  # (round, client) -> change and sparsity of the received model
 
     def group_of(self, client: int) -> int | None:
         """Where a client is."""
@@ -50,21 +51,21 @@ class Federation:
 
 def pfa(
     world: World, *, lr: float, warm: int, momentum: float = 0.0, groups: int = 0, eps: float = 0.0
-) -> tuple[Federation, list[dict[int, dict[str, Tree | Array]]]]:
-    """The federation after all rounds, and per round what each client sent: end of training less start, and s_i."""
-    fed = Federation(world, eps, dict(world.first), [], [])
-    sent: list[dict[int, dict[str, Tree | Array]]] = []
+) -> Federation:
+    """The federation after all rounds."""
+    fed = Federation(world, eps, dict(world.first), [], [], {})
     for number, turn in enumerate(world.turns, 1):
-        founding = number > warm and not fed.members
-        s = {i: sparsity(world, fed.common, i, eps) for i in turn.ids}
         place = {i: fed.group_of(i) for i in turn.ids}
         start = {i: fed.common if g is None else fed.models[g] for i, g in place.items()}
         end = {i: descend(world, i, start[i], turn.batches[i]["local"], lr=lr, momentum=momentum) for i in turn.ids}
-        sent.append({i: {"start": start[i], "end": end[i], "s": s[i]} for i in turn.ids})
+        s = {i: sparsity(world, start[i], i, eps) for i in turn.ids}
+        fed.sent |= {(number, i): (minus(end[i], start[i]), s[i]) for i in turn.ids}
+        if not turn.ids:
+            continue
         if number <= warm:
             fed.common = mean([end[i] for i in turn.ids], world.counts(turn.ids))
             continue
-        if founding:
+        if not fed.members:
             d = np.array([[np.linalg.norm(s[i] - s[j]) for j in turn.ids] for i in turn.ids])
             fed.members = [{turn.ids[k]: s[turn.ids[k]] for k in part} for part in clusters(d, count=groups)]
             fed.models = [fed.common for _ in fed.members]
@@ -76,4 +77,4 @@ def pfa(
         late = {i: fed.nearest(s[i]) for i in turn.ids if place[i] is None}  # all compare with who was there before
         for i, g in late.items():
             fed.members[g][i] = s[i]
-    return fed, sent
+    return fed
