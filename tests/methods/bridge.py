@@ -121,6 +121,12 @@ def answer(fed: Federation, world: World, client: int, view: str = "personal", *
     return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
 
 
+def draws(world: World) -> list[np.ndarray[Any, Any]]:
+    """Some of everybody's examples for each client, not as many for all."""
+    rng, n = np.random.default_rng(0), sum(map(len, world.y))
+    return [rng.permutation(n)[: 5 + 2 * i] for i in range(world.population)]
+
+
 def judged(
     fed: Federation, world: World, rows: Sequence[np.ndarray[Any, Any]], view: str = "personal"
 ) -> list[np.ndarray[Any, Any]]:

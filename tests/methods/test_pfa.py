@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bridge import close, examples_of, judged, net_of, recorded, run, turn_of
+from bridge import close, draws, examples_of, judged, net_of, recorded, run, turn_of
 from reference.descent import minus
 from reference.linkage import clusters as ref_clusters
 from reference.model import BnMlp, Mlp, Model, ReluMlp, softmax
@@ -71,12 +71,6 @@ def test_equals_the_reference(groups: int, execute: Execute, seed: int, net: Mod
     for i, shares in enumerate(judged(fed, world, rows)):
         expected = softmax(ref.answer(i, np.concatenate(world.x)[rows[i]]))
         np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-9)
-
-
-def draws(world: World) -> list[np.ndarray]:
-    """Some of everybody's examples for each client, not as many for all."""
-    rng, n = np.random.default_rng(0), sum(map(len, world.y))
-    return [rng.permutation(n)[: 5 + i] for i in range(world.population)]
 
 
 def test_before_there_are_groups_all_answer_with_the_common_model() -> None:
