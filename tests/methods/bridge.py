@@ -130,7 +130,7 @@ def draws(world: World) -> list[np.ndarray[Any, Any]]:
 def judged(
     fed: Federation, world: World, rows: Sequence[np.ndarray[Any, Any]], view: str = "personal"
 ) -> list[np.ndarray[Any, Any]]:
-    """Per client the shares of all classes [n, classes], as a run judges them, on these rows of everybody's examples."""
+    """Per client its shares of all classes [n, classes], as a run judges them, on rows of everybody's examples."""
     ids = torch.arange(world.population)
 
     def look(ids: Tensor) -> tuple[Any, bool]:
@@ -138,7 +138,15 @@ def judged(
 
     assert isinstance(fed.clients, Here)
     said = asked(
-        fed.clients, fed.method.views[view], look, rows, ids.numpy(), fed.turns, len(world.turns), scores=True, together=3
+        fed.clients,
+        fed.method.views[view],
+        look,
+        rows,
+        ids.numpy(),
+        fed.turns,
+        len(world.turns),
+        scores=True,
+        together=3,
     )
     assert said.scores is not None
     return [said.scores[said.client == i] for i in ids.tolist()]

@@ -17,7 +17,7 @@ BATCH = 32  # by which the penalty is divided, whatever the batch's size
 
 @dataclass
 class Pair:
-    """What a client answers with: the received model and the head fitted to it, [C, d], with what it saw in training."""
+    """What a client answers with: the received model, the head fitted to it, [C, d], and what was seen in training."""
 
     model: Tree
     head: Array

@@ -1,4 +1,4 @@
-"""DistFL (Liu et al. 2021), as read from its abstract: clusters by how uploaded models answer to the server's probes."""
+"""DistFL (Liu et al. 2021), as read from its abstract: clusters by how models answer to the server's probes."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ class Federation:
         return self.world.model.logits(self.models[group], x)
 
 
-def pfa(
-    world: World, *, lr: float, warm: int, momentum: float = 0.0, groups: int = 0, eps: float = 0.0
-) -> Federation:
+def pfa(world: World, *, lr: float, warm: int, momentum: float = 0.0, groups: int = 0, eps: float = 0.0) -> Federation:
     """The federation after all rounds."""
     fed = Federation(world, eps, dict(world.first), [], [], {})
     for number, turn in enumerate(world.turns, 1):
