@@ -101,7 +101,7 @@ def worlds(labels: list[list[int]], flipped: tuple[int, ...] = (), steps: int = 
 
 def test_alike_clients_are_one_cluster_and_fedavg() -> None:
     world = worlds([[0, 1, 2, 3]] * 6)
-    fed, same = run(world, distfl(lr=0.2), loop), run(world, fedavg(lr=0.2), loop).server.model
+    fed, same = run(world, distfl(lr=0.2, probes=20, refine=30), loop), run(world, fedavg(lr=0.2), loop).server.model
     assert fed.server.member.tolist() == [1] * 6
     close({k: v[1] for k, v in fed.server.model.items()}, {k: v.numpy() for k, v in same.items()}, 0)
 
@@ -110,12 +110,15 @@ def test_disjoint_labels_part_and_stay_so() -> None:
     world = worlds([[0, 1], [2, 3]] * 4)
     expected = {frozenset(range(0, 8, 2)), frozenset(range(1, 8, 2))}
     for turns in (world.turns[:2], world.turns):
-        assert parts(run(replace(world, turns=turns), distfl(lr=0.2), Batched()).server.member) == expected
+        assert (
+            parts(run(replace(world, turns=turns), distfl(lr=0.2, probes=20, refine=30), Batched()).server.member)
+            == expected
+        )
 
 
 def test_flipped_labels_end_alone() -> None:
     world = worlds([[0, 1, 2, 3]] * 6, flipped=(4,))
-    assert frozenset({4}) in parts(run(world, distfl(lr=0.2), Batched()).server.member)
+    assert frozenset({4}) in parts(run(world, distfl(lr=0.2, probes=20, refine=30), Batched()).server.member)
 
 
 def test_the_server_reads_no_examples() -> None:
