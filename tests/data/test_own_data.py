@@ -44,7 +44,7 @@ def test_npy_folder_is_mapped_and_its_files_cannot_change(tmp_path: Path) -> Non
     np.save(tmp_path / "x.npy", IMAGES)
     np.save(tmp_path / "y.npy", Y)
     s = load(f"npz:{tmp_path}")
-    assert isinstance(s.x, np.memmap) and s.x.flags.writeable
+    assert isinstance(s.x.base, np.memmap) and s.x.flags.writeable
     s.x[0] = 0
     del s
     assert np.array_equal(np.load(tmp_path / "x.npy"), IMAGES)

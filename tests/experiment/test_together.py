@@ -155,7 +155,7 @@ def test_what_is_run_together(methods: dict[str, Method], how: Any, said: str, t
     [
         (grid("fedavg", clip=[None, 10.0]), {}, "2 runs one after the other (opt.clip differs)"),
         (grid("pfedme", inner_steps=[1, 2]), {}, "2 runs one after the other (inner_steps decide what is computed)"),
-        (grid("fedavg", lr=[0.1, 0.2]), {"executor": "loop"}, "(executor = loop takes one client after the other)"),
+        (grid("fedavg", lr=[0.1, 0.2]), {"executor": "loop"}, "(executor = loop takes one run after the other)"),
         (grid("fedavg", lr=[0.1, 0.2]), {"batch_size": 0, "model": "big"}, "(a step of mlp is work enough)"),
         (grid("fedavg", lr=[0.1]), {}, "1 run"),
     ],

@@ -53,12 +53,12 @@ OPTIONS: dict[str, dict[str, Any]] = {"fedamd": {"p": 0.5}, "feddyn": {"alpha": 
 PROMISING = [n for n in METHODS if REGISTRY[n].reaches_optimum is not None]
 
 
-def distance(name: str, cohort: int, rounds: int = 400) -> float:
+def distance(name: str, cohort: int, rounds: int = 120) -> float:
     """How far from the optimum a method ends, in the largest entry."""
     net, data, rows, optimum = world()
     method = REGISTRY[name].make(lr=0.05, **OPTIONS.get(name, {}))
     turn = partial(draw, rows=rows, epochs=8)
-    clients = Here.begin(method, [Group(net, torch.arange(CLIENTS))], data, turn, Batched())
+    clients = Here.begin(method, [Group(net, torch.arange(CLIENTS))], data, turn, Batched(rounds=rounds))
     federation = begin(method, clients, CLIENTS)
     for number in range(1, rounds + 1):
         order = torch.randperm(CLIENTS, generator=torch.Generator().manual_seed(number))[:cohort]
