@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.laws.toys import METHODS, gap, make, train
 from weft.core import Method, Net, Reply, Task, here
+from weft.core.round import Federation
 from weft.executors import Batched, loop
 from weft.local.stack import WORTH
 from weft.wire import pack, unpack
@@ -28,34 +30,35 @@ def through_bytes(method: Method) -> Method:
     return replace(method, work=work, next=following)
 
 
+@functools.cache
+def batched(name: str) -> Federation:
+    """Some rounds of a method, all clients at once."""
+    return train(make(name), Batched())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_batched_is_loop(name: str) -> None:
-    method = make(name)
-    assert gap(train(method, Batched()), train(method, loop)) <= 1e-9
+    assert gap(batched(name), train(make(name), loop)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_chunks_change_nothing(name: str) -> None:
-    method = make(name)
-    assert gap(train(method, Batched()), train(method, Batched(chunk=3))) <= 1e-9
+    assert gap(batched(name), train(make(name), Batched(chunk=3))) <= 1e-9
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_change_nothing(name: str) -> None:
     """Traced steps, several programs side by side, and clients alone in theirs."""
-    method = make(name)
-    plain = train(method, Batched())
     for plan in (Batched(3, 2, rounds=WORTH), Batched(1, 2)):
-        assert gap(plain, train(method, plan)) <= 1e-9
+        assert gap(batched(name), train(make(name), plan)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads that are summed part by part."""
-    method = make(name)
-    whole = train(method, Batched())
+    whole = batched(name)
     monkeypatch.setattr(here, "STACK", 1)
-    assert gap(whole, train(method, Batched())) <= 1e-9
+    assert gap(whole, train(make(name), Batched())) <= 1e-9
 
 
 @pytest.mark.parametrize("name", METHODS)
