@@ -309,8 +309,10 @@ class Remote:
         return bool(self.last[client]) and int(self.last[client]) not in had
 
     def _against(self, node: int, state: str, why: str, name: str = "") -> None:
-        """Put a node away, and say so once."""
+        """Put a node away, and say so once; that one which is away is lost, too, is no news."""
         seen = self._nodes.pop(node, None)
+        if seen is None and state == "lost" and node in self._said:
+            return
         name = seen.name if seen else name or f"{node}"
         if self._said.get(node) != why:
             clients = f" (client {', '.join(map(str, seen.clients))})" if seen else ""
