@@ -82,7 +82,7 @@ def wait_for(port: int) -> None:
     import socket
     import time
 
-    until = time.monotonic() + 60
+    until = time.monotonic() + 100
     while time.monotonic() < until:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

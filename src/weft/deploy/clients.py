@@ -116,6 +116,11 @@ class Remote:
                 except WRONG as error:
                     self._against(node, "failed", f"{_told(error)}; round {message.number} goes on without it")
                     continue
+                if len(part.skipped):
+                    what = (self._nodes[node].name, part.skipped.tolist(), part.culprit, message.number)
+                    log.warning(
+                        "node %s: what it sent for the clients %s on channel %r in round %d is not finite", *what
+                    )
                 self._there |= set(part.ids.tolist())
                 parts = together(turn, self.groups[0].net, [*parts, part])
         yield from parts
