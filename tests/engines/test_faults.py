@@ -3,17 +3,23 @@ others' numbers are those of a run in which the faulty client was not in that ro
 
 from __future__ import annotations
 
+import http.server
 import logging
+import re
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +30,7 @@ from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import make
 from weft.experiment.sources import federated
+from weft.report.live import read
 
 pytest.importorskip("flwr", reason="weft[flower] is not installed")
 load_methods()
@@ -100,8 +107,13 @@ def reference(place: Path) -> tuple[Run, Here]:
     return made, made.here
 
 
-def test_nodes_with_all_their_faults(place: Path, network: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Late to come, corrupt, oversized, not finite, slow, killed in mid-training and in mid-upload; back after each."""
+def test_nodes_with_all_their_faults(
+    place: Path, network: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Late to come, corrupt, oversized, not finite, slow, killed in mid-training and in mid-upload; back after each.
+
+    `weft status` shows it meanwhile.
+    """
     from weft.deploy.clients import Remote
     from weft.deploy.clock import Clock
     from weft.deploy.server import elsewhere
@@ -112,10 +124,10 @@ def test_nodes_with_all_their_faults(place: Path, network: Any, caplog: pytest.L
         start_faulty(network, name, 0)
     register(network.app, network.address, ["node-3", "node-4"])
     method, data_chosen, run = settings(place)
-    data, numbers, seconds = federated(data_chosen), [], []
+    data, numbers, seconds, shown = federated(data_chosen), [], [], set()
     with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
         places = elsewhere(grid, method, data, run, min_clients=2)
-        made = Run.prepare(method, data, run, elsewhere=places)
+        made = Run.prepare(method, data, run, None, tmp_path / "run", elsewhere=places)
         remote = made.federation.clients
         assert isinstance(remote, Remote)
         look, heard = remote.there, remote.hear
@@ -129,6 +141,7 @@ def test_nodes_with_all_their_faults(place: Path, network: Any, caplog: pytest.L
             while len(found := look(able)) < (CLIENTS if number > 1 else CLIENTS - 1):
                 for name in FAULTS:
                     start_faulty(network, name, number - 1)
+                shown.update(node[:3] for node in read(str(tmp_path))[0].nodes)
                 assert clock.waited() < 90, caplog.text
                 time.sleep(0.1)
             return found
@@ -151,6 +164,12 @@ def test_nodes_with_all_their_faults(place: Path, network: Any, caplog: pytest.L
             about = [line for line in lines if f"round {number}" in line and name in line]
             assert len(about) == 1 and why.get(fault, "is late: no answer") in about[0], (name, fault, lines)
     assert len(lines) == sum(map(len, FAULTS.values())), lines
+    (live,) = read(str(tmp_path))
+    assert live.state == "finished" and {node[:2] for node in live.nodes} == {(f"node-{k}", "ready") for k in range(5)}
+    assert shown >= {(name, "late", f"{LATE}") for name in FAULTS}, "while they were away"
+    failed = {(name, f"{number}") for name, faults in FAULTS.items() for number in faults}
+    assert {(f.who, f.round) for f in live.failures} == failed - {("node-4", "2")} | {("client 4", "2")}, live.failures
+    assert all(any(f.cause in line for line in lines) for f in live.failures if f.who in FAULTS), live.failures
     same, here = reference(place)
     for x, y in zip(tree_leaves(same.federation.server), tree_leaves(made.federation.server), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
@@ -163,77 +182,83 @@ def test_nodes_with_all_their_faults(place: Path, network: Any, caplog: pytest.L
             torch.testing.assert_close(x[0], y, rtol=0, atol=1e-9)
 
 
-def refused(network: Any, key: str, *before: str, **told: Any) -> str:
-    """The last line of a node that is told other settings, and must end by itself."""
-    import yaml
+REFUSED = {  # fault -> (settings that the node is told, what its program does before, what it says at last)
+    "duplicate identity": ({}, "", "or another process uses it"),
+    "unknown identity": ({"key": "stranger.key"}, "", "its key is not registered there"),
+    "clock ahead": ({}, "now = time.time; time.time = lambda: now() + 3600", r"clock of this machine is 3\d+ s ahead"),
+    "clock behind": ({}, "now = time.time; time.time = lambda: now() - 3600", r"is 3\d+ s behind"),
+    "expired certificate": ("expired", "", r"is not to be trusted \(.*expired"),
+    "certificate of another host": ("elsewhere", "", r"is not to be trusted \(.*not valid for"),
+}
+NODE = """import sys, time
+from weft.cli import main
+from weft.deploy import supernode
+from weft.experiment.plugins import load_methods
+load_methods()
+{before}
+start = time.monotonic()
+try:
+    sys.exit(main(["deploy", "node", {path!r}]))
+finally:
+    print(time.monotonic() - start)
+"""
 
-    home = network.app / "nodes"
-    chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"key": f"{key}.key", "state": "other-state"} | told
-    path = home / "other.yaml"
-    path.write_text(yaml.safe_dump(chosen))
-    words = (
-        f"{'; '.join(before)}\nfrom weft.cli import main; import sys; sys.exit(main(['deploy', 'node', {str(path)!r}]))"
-    )
-    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
-    assert ended.returncode != 0
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("weft: ")]
-    assert len(lines) == 1 and "Traceback" not in ended.stderr, ended.stderr
-    return lines[0]
 
+@pytest.fixture(scope="module")
+def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Nodes that must end by themselves, all at once, since some take their time."""
+    from weft.deploy.certificates import write_authority, write_node, write_server
 
-def test_a_duplicate_identity(network: Any) -> None:
+    home, folder = network.app / "nodes", tmp_path_factory.mktemp("refused")
+    write_node(home, "stranger")
     until = time.monotonic() + 60
     while "connected to" not in network.log("node-0"):  # else it is the second one that is there first
         assert time.monotonic() < until, network.log("node-0")
         time.sleep(0.1)
-    assert "or another process uses it" in refused(network, "node-0")
+    with ExitStack() as stack:
+        servers = {}
+        for name, hosts, days in (("expired", ["127.0.0.1"], -1), ("elsewhere", ["elsewhere.org"], 9)):
+            keys = folder / name
+            keys.mkdir()
+            write_authority(keys)
+            write_server(keys, hosts, days)
+            port = stack.enter_context(tls_server(keys))
+            servers[name] = {"superlink": f"127.0.0.1:{port}", "certificate": str(keys / "ca.pem")}
+        started = {}
+        for fault, (told, before, _) in REFUSED.items():
+            path = home / f"{fault.replace(' ', '-')}.yaml"
+            told = servers[told] if isinstance(told, str) else told
+            chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"state": str(folder / fault)} | told
+            path.write_text(yaml.safe_dump(chosen))
+            words = [sys.executable, "-c", NODE.format(before=before, path=str(path))]
+            started[fault] = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            stack.callback(started[fault].kill)
+        yield started
 
 
-def test_an_unknown_node(network: Any) -> None:
-    from weft.deploy.certificates import write_node
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_node_that_is_refused(refusals: Mapping[str, subprocess.Popen[str]], fault: str) -> None:
+    """It ends by itself, in a bounded time, with one line that says why."""
+    from weft.deploy.fleet import HEARTBEAT
 
-    write_node(network.app / "nodes", "stranger")
-    assert "its key is not registered there" in refused(network, "stranger")
-
-
-def test_a_wrong_clock(network: Any) -> None:
-    line = refused(network, "node-0", "import time; now = time.time; time.time = lambda: now() + 3600")
-    assert "the clock of this machine is 3" in line and "ahead of" in line
-
-
-@pytest.mark.parametrize(
-    ("hosts", "days", "why"), [(["127.0.0.1"], -1, "expired"), (["elsewhere.org"], 9, "not valid for")]
-)
-def test_a_certificate_that_is_not_good(network: Any, tmp_path: Path, hosts: list[str], days: float, why: str) -> None:
-    """Expired, and of another host."""
-    from weft.deploy.certificates import write_authority, write_server
-
-    write_authority(tmp_path)
-    write_server(tmp_path, hosts, days)
-    with tls_server(tmp_path) as port:
-        line = refused(network, "node-0", superlink=f"127.0.0.1:{port}", certificate=str(tmp_path / "ca.pem"))
-    assert why in line and "is not to be trusted" in line
+    printed, said = refusals[fault].communicate(timeout=150)
+    lines = [line for line in said.splitlines() if line.startswith("weft: ")]
+    assert refusals[fault].returncode != 0 and len(lines) == 1 and "Traceback" not in said, said
+    assert re.search(REFUSED[fault][2], lines[0]), lines
+    assert float(printed) < 3 * HEARTBEAT + 10
 
 
-def tls_server(keys: Path) -> Any:
-    """An HTTPS server with the certificate of a folder."""
-    import contextlib
-    import http.server
-    import ssl
-    import threading
-
-    @contextlib.contextmanager
-    def served() -> Iterator[int]:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(keys / "server.pem", keys / "server.key")
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        server.handle_error = lambda *given: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            server.server_close()
-
-    return served()
+@contextmanager
+def tls_server(keys: Path) -> Iterator[int]:
+    """An HTTPS server with the certificate of a folder; its port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *given: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()

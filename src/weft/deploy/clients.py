@@ -118,9 +118,7 @@ class Remote:
                     continue
                 if len(part.skipped):
                     what = (self._nodes[node].name, part.skipped.tolist(), part.culprit, message.number)
-                    log.warning(
-                        "node %s: what it sent for the clients %s on channel %r in round %d is not finite", *what
-                    )
+                    log.warning("node %s (client %s) sent what is not finite on channel %r in round %d", *what)
                 self._there |= set(part.ids.tolist())
                 parts = together(turn, self.groups[0].net, [*parts, part])
         yield from parts

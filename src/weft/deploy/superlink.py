@@ -129,7 +129,8 @@ def grid(app: Path, address: str) -> Iterator[HttpGrid]:
         made_grid._retry_invoker.max_tries = 1
         with suppress(httpx.HTTPError):  # the SuperLink may be gone, and with it the task
             made_grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
-        heart.stop()
+        if heart.is_running:  # not if the SuperLink has refused it
+            heart.stop()
         made_grid.close()
 
 
