@@ -89,11 +89,10 @@ class PromptGrid(HttpGrid):
         self.__dict__ = grid.__dict__
         self._inbox = Inbox()
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that are here."""
-        client = self._runtime_client
-        wanted = set(message_ids)
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies to these messages that are here, each loaded when it is asked for."""
+        client, wanted = self._runtime_client, set(message_ids)
         if new := wanted - self._inbox.answers():
             got = client.PullMessages(PullAppMessagesRequest(message_ids=new))
             self._inbox.announce(got.messages_list, got.message_object_trees)
-        return list(self._inbox.whole(client.PullObject, client.ConfirmMessageReceived, self.node, wanted))
+        yield from self._inbox.whole(client.PullObject, client.ConfirmMessageReceived, self.node, wanted)
