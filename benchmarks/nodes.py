@@ -1,7 +1,7 @@
 """Memory and time of a server with many nodes: ``python -m benchmarks.nodes [NODES [ROUNDS]]``.
 
 The nodes are threads of one process, each with its own connection, key, data and folder, on a real SuperLink over
-loopback. Prints the resident memory of the server's processes, and the seconds, after every round. Nodes ask for messages
+loopback. Prints the resident memory of the server and the seconds after every round. Nodes ask for messages
 and give signs of life more seldom than a few nodes would: a SuperLink answers some hundreds of requests in a second.
 """
 
