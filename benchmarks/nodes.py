@@ -31,7 +31,7 @@ from weft.experiment.run import RoundReport, Run
 from weft.experiment.settings import DataSettings, RunSettings, make
 from weft.experiment.sources import federated
 
-POLL = 5.0
+POLL = 10.0
 HEARTBEAT = 60.0
 """Seconds between two questions of a node for messages, and between its signs of life."""
 

@@ -187,14 +187,22 @@ REFUSED = {  # fault -> (settings that the node is told, what its program does b
     "unknown identity": ({"key": "stranger.key"}, "", "its key is not registered there"),
     "clock ahead": ({}, "now = time.time; time.time = lambda: now() + 3600", r"clock of this machine is 3\d+ s ahead"),
     "clock behind": ({}, "now = time.time; time.time = lambda: now() - 3600", r"is 3\d+ s behind"),
+    "clock that goes wrong": ({"key": "later.key"}, "later()", r"is 3\d+ s ahead"),
     "expired certificate": ("expired", "", r"is not to be trusted \(.*expired"),
     "certificate of another host": ("elsewhere", "", r"is not to be trusted \(.*not valid for"),
 }
-NODE = """import sys, time
+NODE = """import datetime, sys, time
 from weft.cli import main
 from weft.deploy import supernode
 from weft.experiment.plugins import load_methods
+from flwr.supernode import node_auth_http_interceptor as signing
 load_methods()
+def later():
+    def receive(fleet, whole=supernode.Fleet.receive, clock=time.time, signed=signing.now):
+        time.time = lambda: clock() + 3600
+        signing.now = lambda: signed() + datetime.timedelta(hours=1)
+        return whole(fleet)
+    supernode.Fleet.receive = receive
 {before}
 start = time.monotonic()
 try:
@@ -208,9 +216,12 @@ finally:
 def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Nodes that must end by themselves, all at once, since some take their time."""
     from weft.deploy.certificates import write_authority, write_node, write_server
+    from weft.deploy.superlink import register
 
     home, folder = network.app / "nodes", tmp_path_factory.mktemp("refused")
     write_node(home, "stranger")
+    write_node(home, "later")
+    register(network.app, network.address, ["later"])
     until = time.monotonic() + 60
     while "connected to" not in network.log("node-0"):  # else it is the second one that is there first
         assert time.monotonic() < until, network.log("node-0")

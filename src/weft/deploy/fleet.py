@@ -47,8 +47,8 @@ class RunEnded(Exception):
 class Fleet:
     """One node's end of a SuperLink."""
 
-    def __init__(self, superlink: str, client: FleetHttpClient, public: bytes) -> None:
-        self._superlink, self._client, self._public = superlink, client, public
+    def __init__(self, superlink: str, client: FleetHttpClient, trusted: bytes, public: bytes) -> None:
+        self._superlink, self._client, self._trusted, self._public = superlink, client, trusted, public
         self._node, self._inbox = Node(), Inbox()
 
     def receive(self) -> Message | None:
@@ -133,6 +133,7 @@ class Fleet:
                 if code == httpx.codes.FORBIDDEN:
                     raise RunEnded from None
                 if code == httpx.codes.UNAUTHORIZED:
+                    _compare_clocks(self._superlink, self._trusted)  # one that goes wrong is refused the same way
                     raise SystemExit(
                         f"weft: {self._superlink} does not know this node's key: register it there with "
                         "`flwr supernode register NAME.pub`"
@@ -172,7 +173,7 @@ def connected(superlink: str, certificate: Path, key: Path) -> Iterator[Fleet]:
     ]
     stop = threading.Event()
     with FleetHttpClient.from_server_address(superlink, False, trusted, signs) as client:
-        fleet = Fleet(superlink, client, public_key_to_bytes(public))
+        fleet = Fleet(superlink, client, trusted, public_key_to_bytes(public))
         log.info("connected to %s as node %d", superlink, fleet.activate())
         heart = threading.Thread(target=fleet.beat, args=(stop,), daemon=True)
         heart.start()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from flwr.app import Message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
@@ -83,11 +84,17 @@ class Inbox:
 
 
 class PromptGrid(HttpGrid):
-    """The same grid, which gives the replies that are whole and does not wait for others."""
+    """The same grid, which gives the replies that are whole and does not wait for others.
+
+    It tries again when a SuperLink is too busy to shake hands in time; Flower takes that for a wrong certificate.
+    """
 
     def __init__(self, grid: HttpGrid) -> None:
         self.__dict__ = grid.__dict__
         self._inbox = Inbox()
+        hopeless = self._retry_invoker.should_giveup
+        assert hopeless
+        self._retry_invoker.should_giveup = lambda e: not isinstance(e, httpx.TimeoutException) and hopeless(e)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The replies to these messages that are here, each loaded when it is asked for."""
