@@ -31,15 +31,16 @@ from weft.experiment.run import RoundReport, Run
 from weft.experiment.settings import DataSettings, RunSettings, make
 from weft.experiment.sources import federated
 
-POLL = 10.0
-HEARTBEAT = 60.0
-"""Seconds between two questions of a node for messages, and between its signs of life."""
+QUESTIONS = 20.0
+"""How often in a second all nodes together ask for messages."""
+SIGNS = 3.3
+"""And give signs of life."""
 
 
 def serve(app: Path, count: int) -> None:
     """All nodes, in this process, until it is ended."""
     torch.set_num_threads(1)
-    fleet.HEARTBEAT = HEARTBEAT
+    poll, fleet.HEARTBEAT = max(0.3, count / QUESTIONS), max(10.0, count / SIGNS)
     turn = threading.Semaphore(2)
 
     def one(i: int) -> None:
@@ -53,7 +54,7 @@ def serve(app: Path, count: int) -> None:
         with fleet.connected(settings.superlink, settings.certificate, settings.key) as connection:
             while True:
                 if not answered(connection, answer):  # type: ignore[arg-type]
-                    time.sleep(POLL)
+                    time.sleep(poll)
 
     for i in range(count):
         threading.Thread(target=one, args=(i,), daemon=True).start()
