@@ -36,7 +36,7 @@ pytest.importorskip("flwr", reason="weft[flower] is not installed")
 load_methods()
 
 CLIENTS, ROUNDS = 5, 5
-DEADLINE, PATIENT = 6.0, 30.0
+DEADLINE, PATIENT = 12.0, 30.0
 """Seconds that the round of those that are late waits, and that the others may take on a machine that is busy."""
 LATE = 4
 FAULTS = {  # node -> round -> what goes wrong
@@ -242,7 +242,8 @@ def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"state": str(folder / fault)} | told
             path.write_text(yaml.safe_dump(chosen))
             words = [sys.executable, "-c", NODE.format(before=before, path=str(path))]
-            started[fault] = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started[fault] = stack.enter_context(process)
             stack.callback(started[fault].kill)
         yield started
 
