@@ -1,7 +1,8 @@
 """Memory and time of a server with many nodes: ``python -m benchmarks.nodes [NODES [ROUNDS]]``.
 
 The nodes are threads of one process, each with its own connection, key, data and folder, on a real SuperLink over
-loopback. Prints the resident memory of the server's processes, and the seconds, after every round.
+loopback. Prints the resident memory of the server and the seconds after every round. Nodes ask for messages
+and give signs of life more seldom than a few nodes would: a SuperLink answers some hundreds of requests in a second.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from weft.deploy import fleet
 from weft.deploy.app import init
-from weft.deploy.fleet import connected
 from weft.deploy.network import Network
 from weft.deploy.node import Node
 from weft.deploy.server import elsewhere
@@ -30,12 +31,16 @@ from weft.experiment.run import RoundReport, Run
 from weft.experiment.settings import DataSettings, RunSettings, make
 from weft.experiment.sources import federated
 
-POLL = 2.0
+QUESTIONS = 20.0
+"""How often in a second all nodes together ask for messages."""
+SIGNS = 3.3
+"""And give signs of life."""
 
 
 def serve(app: Path, count: int) -> None:
     """All nodes, in this process, until it is ended."""
     torch.set_num_threads(1)
+    poll, fleet.HEARTBEAT = max(0.3, count / QUESTIONS), max(10.0, count / SIGNS)
     turn = threading.Semaphore(2)
 
     def one(i: int) -> None:
@@ -46,10 +51,10 @@ def serve(app: Path, count: int) -> None:
             with turn:
                 return node.answer(message)  # type: ignore[arg-type]
 
-        with connected(settings.superlink, settings.certificate, settings.key) as fleet:
+        with fleet.connected(settings.superlink, settings.certificate, settings.key) as connection:
             while True:
-                if not answered(fleet, answer):  # type: ignore[arg-type]
-                    time.sleep(POLL)
+                if not answered(connection, answer):  # type: ignore[arg-type]
+                    time.sleep(poll)
 
     for i in range(count):
         threading.Thread(target=one, args=(i,), daemon=True).start()

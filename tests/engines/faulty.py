@@ -1,6 +1,7 @@
 """A node that goes wrong in the rounds that it is told: ``python -m tests.engines.faulty FILE ROUND=FAULT ...``.
 
-Faults: die (in mid-training), cut (dies in mid-upload), slow:SECONDS, corrupt, oversized, nan.
+Faults: die (in mid-training), cut (dies in mid-upload), slow:SECONDS (20 times slower, and so many at least), corrupt,
+oversized, nan.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, Message
+from httpcore._backends.sync import SyncStream
 from safetensors.torch import load
 
-from weft.deploy import fleet, node, supernode
+from weft.deploy import node, supernode
 from weft.deploy.records import noted
 from weft.wire import pack
 
@@ -33,6 +35,19 @@ def not_numbers(data: bytes) -> bytes:
     return pack({k: torch.full_like(v, torch.nan) for k, v in load(data).items()})
 
 
+def cut() -> None:
+    """Die when half of the first large part of an upload has been sent."""
+    write = SyncStream.write
+
+    def half(stream: Any, buffer: bytes, timeout: float | None = None) -> None:
+        if len(buffer) > 10_000:
+            stream._sock.sendall(buffer[: len(buffer) // 2])
+            os._exit(9)
+        write(stream, buffer, timeout)
+
+    SyncStream.write = half  # type: ignore[method-assign]
+
+
 class Faulty(node.Node):
     """Answers as a node does, but for its faults."""
 
@@ -42,9 +57,10 @@ class Faulty(node.Node):
         fault = FAULTS.get(str(noted(message.content, "turn")["number"]), "")
         if fault == "die":
             os._exit(9)
+        start = time.monotonic()
         reply = super().answer(message)
         if fault.startswith("slow"):
-            time.sleep(float(fault.partition(":")[2]))
+            time.sleep(max(19 * (time.monotonic() - start), float(fault.partition(":")[2])))
         if fault == "corrupt":
             changed(reply, lambda data: data[: len(data) // 2])
         if fault == "oversized":
@@ -52,7 +68,7 @@ class Faulty(node.Node):
         if fault == "nan":
             changed(reply, not_numbers)
         if fault == "cut":
-            fleet.push_objects = lambda *given, **also: os._exit(9)
+            cut()
         return reply
 
 

@@ -3,18 +3,23 @@ others' numbers are those of a run in which the faulty client was not in that ro
 
 from __future__ import annotations
 
+import http.server
 import logging
-import os
+import re
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -25,11 +30,22 @@ from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import make
 from weft.experiment.sources import federated
+from weft.report.live import read
 
 pytest.importorskip("flwr", reason="weft[flower] is not installed")
 load_methods()
 
-DEADLINE = 12.0
+CLIENTS, ROUNDS = 5, 5
+DEADLINE, PATIENT = 12.0, 30.0
+"""Seconds that the round of those that are late waits, and that the others may take on a machine that is busy."""
+LATE = 4
+FAULTS = {  # node -> round -> what goes wrong
+    "node-2": {2: "corrupt", LATE: "die"},
+    "node-3": {2: "oversized", LATE: "cut"},
+    "node-4": {2: "nan", LATE: f"slow:{1.5 * DEADLINE}"},
+}
+MISSED = {1: {2}, 2: {2, 3, 4}, LATE: {2, 3, 4}}
+"""Round -> clients that are not in it; node-2 is new in round 2."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,11 +57,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, **changed: Any) -> tuple[Any, Any, Any]:
-    """(method, settings of three clients' data, of the run); SCAFFOLD, whose clients keep something."""
-    how = {"cohort": 1.0, "rounds": 9, "evaluate_every": 100, "on_nan": "skip", "epochs": 1, "executor": "flower"}
+    """(method, settings of the clients' data, of the run); SCAFFOLD, whose clients keep something."""
+    how = {"cohort": 1.0, "rounds": ROUNDS, "evaluate_every": 100, "on_nan": "skip", "epochs": 1, "executor": "flower"}
     return (
         make("scaffold", {"lr": 0.1}),
-        replace(data_settings(place / "points.npz"), clients=3),
+        replace(data_settings(place / "points.npz"), clients=CLIENTS),
         run_settings(**how | changed),
     )
 
@@ -58,103 +74,106 @@ def network(place: Path) -> Iterator[Any]:
 
     port = free_port()
     method, data, run = settings(place)
-    init(place / "app", method, data, run, nodes=3, port=port)
+    init(place / "app", method, data, run, nodes=CLIENTS, port=port)
     with Network(place / "app", port) as made:
         made.join("node-0", "node-1")
         yield made
 
 
-def start_faulty(network: Any, faults: Mapping[int, str]) -> subprocess.Popen[bytes]:
-    """Start node-2 with these faults."""
-    words = [sys.executable, "-m", "tests.engines.faulty", str(network.app / "nodes" / "node-2.yaml")]
-    with (network.app / "node-2.log").open("ab") as out:
-        made = subprocess.Popen([*words, *(f"{k}={v}" for k, v in faults.items())], cwd=ROOT, stdout=out, stderr=out)
-    network.nodes["node-2"] = made
-    return made
+def start_faulty(network: Any, name: str, after: int) -> None:
+    """Start a node with the faults that it has after a round, unless it runs."""
+    if name in network.nodes and network.nodes[name].poll() is None:
+        return
+    words = [sys.executable, "-m", "tests.engines.faulty", str(network.app / "nodes" / f"{name}.yaml")]
+    words += [f"{number}={fault}" for number, fault in FAULTS[name].items() if number > after]
+    with (network.app / f"{name}.log").open("ab") as out:
+        network.nodes[name] = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out)
 
 
 class Absent(Here):
-    """Clients here, of whom one is not in some rounds."""
-
-    missed: Mapping[int, str]
+    """Clients here, of whom some are not in some rounds."""
 
     def hear(self, message: Message, *given: Any) -> Iterator[Part]:
-        ids = message.ids[: 2 if message.number in self.missed else 3]
-        yield from super().hear(message._replace(ids=ids, past=message.past[: len(ids)]), *given)
+        there = torch.tensor([k not in MISSED.get(message.number, ()) for k in message.ids.tolist()])
+        yield from super().hear(message._replace(ids=message.ids[there], past=message.past[there]), *given)
 
 
-def reference(place: Path, missed: Mapping[int, str], **changed: Any) -> tuple[Run, Here]:
-    """A run in this process, in which client 2 is not in the rounds `missed`."""
-    method, data, run = settings(place, executor="batched", **changed)
+def reference(place: Path) -> tuple[Run, Here]:
+    """A run in this process, in which the same clients are not in the same rounds."""
+    method, data, run = settings(place, executor="batched")
     made = Run.prepare(method, federated(data), run)
     made.here.__class__ = Absent
-    made.here.missed = missed  # type: ignore[attr-defined]
     made.go()
     return made, made.here
 
 
-@pytest.mark.skipif(not os.environ.get("WEFT_SLOW"), reason="takes minutes: WEFT_SLOW=1 runs it")
-def test_a_node_with_all_its_faults(place: Path, network: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Late to come, corrupt, oversized, not finite, slow, killed in mid-training and in mid-upload; back after each."""
+def test_nodes_with_all_their_faults(
+    place: Path, network: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Late to come, corrupt, oversized, not finite, slow, killed in mid-training and in mid-upload; back after each.
+
+    `weft status` shows it meanwhile.
+    """
     from weft.deploy.clients import Remote
     from weft.deploy.clock import Clock
     from weft.deploy.server import elsewhere
     from weft.deploy.shelf import Shelf
-
-    faults = {2: "corrupt", 3: "oversized", 4: "nan", 5: f"slow:{1.5 * DEADLINE}", 7: "die", 9: "cut"}
-    method, data_chosen, run = settings(place)
-    data, numbers, seconds = federated(data_chosen), [], []
     from weft.deploy.superlink import register
 
-    register(network.app, network.address, ["node-2"])
-    started: subprocess.Popen[bytes] | None = None
+    for name in FAULTS:
+        start_faulty(network, name, 0)
+    register(network.app, network.address, ["node-3", "node-4"])
+    method, data_chosen, run = settings(place)
+    data, numbers, seconds, shown = federated(data_chosen), [], [], set()
     with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
-        places = elsewhere(grid, method, data, run, deadline=DEADLINE, min_clients=2)
-        made = Run.prepare(method, data, run, elsewhere=places)
+        places = elsewhere(grid, method, data, run, min_clients=2)
+        made = Run.prepare(method, data, run, None, tmp_path / "run", elsewhere=places)
         remote = made.federation.clients
         assert isinstance(remote, Remote)
-        look = remote.there
+        look, heard = remote.there, remote.hear
 
-        def there(able: Tensor) -> Tensor:  # before a round: wait for the faulty node, started again if it died
-            nonlocal started
-            if not remote._met:
-                return look(able)
-            if started is None or started.poll() is not None:
-                started = start_faulty(network, {k: v for k, v in faults.items() if k > remote._number})
+        def there(able: Tensor) -> Tensor:  # before a round: wait for the faulty nodes, started again if they died
+            number = remote._number + 1
+            if number == 2:
+                register(network.app, network.address, ["node-2"])
+            remote._met, remote.deadline = True, DEADLINE if number == LATE else PATIENT
             clock = Clock()
-            while len(found := look(able)) < 3 and clock.waited() < 60:
+            while len(found := look(able)) < (CLIENTS if number > 1 else CLIENTS - 1):
+                for name in FAULTS:
+                    start_faulty(network, name, number - 1)
+                shown.update(node[:3] for node in read(str(tmp_path))[0].nodes)
+                assert clock.waited() < 90, caplog.text
                 time.sleep(0.1)
             return found
-
-        remote.there = there  # type: ignore[method-assign]
-        heard = remote.hear
 
         def hear(message: Message, *given: Any) -> list[Part]:
             start = time.monotonic()
             parts = list(heard(message, *given))
-            seconds.append(time.monotonic() - start)
+            seconds.append(time.monotonic() - start - remote.deadline)
             numbers.append(sorted(int(k) for part in parts for k in part.ids))
             return parts
 
-        remote.hear = hear  # type: ignore[method-assign]
+        remote.there, remote.hear = there, hear  # type: ignore[method-assign]
         made.go()
-    missed = {1: "not started yet", **faults}
-    assert numbers == [[0, 1] if number in missed else [0, 1, 2] for number in range(1, 10)], caplog.text
-    assert max(seconds) < DEADLINE + 10
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    for number, words in {
-        2: "does not unpack",
-        3: "8,000,000 bytes",
-        5: "no answer",
-        7: "no answer",
-        9: "no answer",
-    }.items():
-        about = [line for line in lines if f"round {number}" in line]
-        assert len(about) == 1 and words in about[0] and "node-2 (client 2)" in about[0], (number, lines)
-    same, here = reference(place, missed)
+    assert numbers == [[k for k in range(CLIENTS) if k not in MISSED.get(n, ())] for n in range(1, ROUNDS + 1)], lines
+    assert max(seconds) < 10, "a round hangs past its deadline"
+    why = {"corrupt": "does not unpack", "oversized": "8,000,000 bytes", "nan": "what is not finite"}
+    for name, faults in FAULTS.items():
+        for number, fault in faults.items():
+            about = [line for line in lines if f"round {number}" in line and name in line]
+            assert len(about) == 1 and why.get(fault, "is late: no answer") in about[0], (name, fault, lines)
+    assert len(lines) == sum(map(len, FAULTS.values())), lines
+    (live,) = read(str(tmp_path))
+    assert live.state == "finished" and {node[:2] for node in live.nodes} == {(f"node-{k}", "ready") for k in range(5)}
+    assert shown >= {(name, "late", f"{LATE}") for name in FAULTS}, "while they were away"
+    failed = {(name, f"{number}") for name, faults in FAULTS.items() for number in faults}
+    assert {(f.who, f.round) for f in live.failures} == failed - {("node-4", "2")} | {("client 4", "2")}, live.failures
+    assert all(any(f.cause in line for line in lines) for f in live.failures if f.who in FAULTS), live.failures
+    same, here = reference(place)
     for x, y in zip(tree_leaves(same.federation.server), tree_leaves(made.federation.server), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
-    for client in range(3):  # what they keep, as it lies on their disks
+    for client in range(CLIENTS):  # what they keep, as it lies on their disks
         home = network.app / "nodes" / f"node-{client}-state" / f"{remote.run:016x}"
         first = here.states(torch.tensor([client]))
         shelf = Shelf(home, lambda client, first=first: first)
@@ -163,77 +182,95 @@ def test_a_node_with_all_its_faults(place: Path, network: Any, caplog: pytest.Lo
             torch.testing.assert_close(x[0], y, rtol=0, atol=1e-9)
 
 
-def refused(network: Any, key: str, *before: str, **told: Any) -> str:
-    """The last line of a node that is told other settings, and must end by itself."""
-    import yaml
+REFUSED = {  # fault -> (settings that the node is told, what its program does before, what it says at last)
+    "duplicate identity": ({}, "", "or another process uses it"),
+    "unknown identity": ({"key": "stranger.key"}, "", "its key is not registered there"),
+    "clock ahead": ({}, "now = time.time; time.time = lambda: now() + 3600", r"clock of this machine is 3\d+ s ahead"),
+    "clock behind": ({}, "now = time.time; time.time = lambda: now() - 3600", r"is 3\d+ s behind"),
+    "clock that goes wrong": ({"key": "later.key"}, "later()", r"is 3\d+ s ahead"),
+    "expired certificate": ("expired", "", r"is not to be trusted \(.*expired"),
+    "certificate of another host": ("elsewhere", "", r"is not to be trusted \(.*not valid for"),
+}
+NODE = """import datetime, sys, time
+from weft.cli import main
+from weft.deploy import supernode
+from weft.experiment.plugins import load_methods
+from flwr.supernode import node_auth_http_interceptor as signing
+load_methods()
+def later():
+    def receive(fleet, whole=supernode.Fleet.receive, clock=time.time, signed=signing.now):
+        time.time = lambda: clock() + 3600
+        signing.now = lambda: signed() + datetime.timedelta(hours=1)
+        return whole(fleet)
+    supernode.Fleet.receive = receive
+{before}
+start = time.monotonic()
+try:
+    sys.exit(main(["deploy", "node", {path!r}]))
+finally:
+    print(time.monotonic() - start)
+"""
 
-    home = network.app / "nodes"
-    chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"key": f"{key}.key", "state": "other-state"} | told
-    path = home / "other.yaml"
-    path.write_text(yaml.safe_dump(chosen))
-    words = (
-        f"{'; '.join(before)}\nfrom weft.cli import main; import sys; sys.exit(main(['deploy', 'node', {str(path)!r}]))"
-    )
-    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=120)
-    assert ended.returncode != 0
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("weft: ")]
-    assert len(lines) == 1 and "Traceback" not in ended.stderr, ended.stderr
-    return lines[0]
 
+@pytest.fixture(scope="module")
+def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Nodes that must end by themselves, all at once, since some take their time."""
+    from weft.deploy.certificates import write_authority, write_node, write_server
+    from weft.deploy.superlink import register
 
-def test_a_duplicate_identity(network: Any) -> None:
+    home, folder = network.app / "nodes", tmp_path_factory.mktemp("refused")
+    write_node(home, "stranger")
+    write_node(home, "later")
+    register(network.app, network.address, ["later"])
     until = time.monotonic() + 60
     while "connected to" not in network.log("node-0"):  # else it is the second one that is there first
         assert time.monotonic() < until, network.log("node-0")
         time.sleep(0.1)
-    assert "or another process uses it" in refused(network, "node-0")
+    with ExitStack() as stack:
+        servers = {}
+        for name, hosts, days in (("expired", ["127.0.0.1"], -1), ("elsewhere", ["elsewhere.org"], 9)):
+            keys = folder / name
+            keys.mkdir()
+            write_authority(keys)
+            write_server(keys, hosts, days)
+            port = stack.enter_context(tls_server(keys))
+            servers[name] = {"superlink": f"127.0.0.1:{port}", "certificate": str(keys / "ca.pem")}
+        started = {}
+        for fault, (told, before, _) in REFUSED.items():
+            path = home / f"{fault.replace(' ', '-')}.yaml"
+            told = servers[told] if isinstance(told, str) else told
+            chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"state": str(folder / fault)} | told
+            path.write_text(yaml.safe_dump(chosen))
+            words = [sys.executable, "-c", NODE.format(before=before, path=str(path))]
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started[fault] = stack.enter_context(process)
+            stack.callback(started[fault].kill)
+        yield started
 
 
-def test_an_unknown_node(network: Any) -> None:
-    from weft.deploy.certificates import write_node
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_node_that_is_refused(refusals: Mapping[str, subprocess.Popen[str]], fault: str) -> None:
+    """It ends by itself, in a bounded time, with one line that says why."""
+    from weft.deploy.fleet import HEARTBEAT
 
-    write_node(network.app / "nodes", "stranger")
-    assert "its key is not registered there" in refused(network, "stranger")
-
-
-def test_a_wrong_clock(network: Any) -> None:
-    line = refused(network, "node-0", "import time; now = time.time; time.time = lambda: now() + 3600")
-    assert "the clock of this machine is 3" in line and "ahead of" in line
-
-
-@pytest.mark.parametrize(
-    ("hosts", "days", "why"), [(["127.0.0.1"], -1, "expired"), (["elsewhere.org"], 9, "not valid for")]
-)
-def test_a_certificate_that_is_not_good(network: Any, tmp_path: Path, hosts: list[str], days: float, why: str) -> None:
-    """Expired, and of another host."""
-    from weft.deploy.certificates import write_authority, write_server
-
-    write_authority(tmp_path)
-    write_server(tmp_path, hosts, days)
-    with tls_server(tmp_path) as port:
-        line = refused(network, "node-0", superlink=f"127.0.0.1:{port}", certificate=str(tmp_path / "ca.pem"))
-    assert why in line and "is not to be trusted" in line
+    printed, said = refusals[fault].communicate(timeout=150)
+    lines = [line for line in said.splitlines() if line.startswith("weft: ")]
+    assert refusals[fault].returncode != 0 and len(lines) == 1 and "Traceback" not in said, said
+    assert re.search(REFUSED[fault][2], lines[0]), lines
+    assert float(printed) < 3 * HEARTBEAT + 10
 
 
-def tls_server(keys: Path) -> Any:
-    """An HTTPS server with the certificate of a folder."""
-    import contextlib
-    import http.server
-    import ssl
-    import threading
-
-    @contextlib.contextmanager
-    def served() -> Iterator[int]:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(keys / "server.pem", keys / "server.key")
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        server.handle_error = lambda *given: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            server.server_close()
-
-    return served()
+@contextmanager
+def tls_server(keys: Path) -> Iterator[int]:
+    """An HTTPS server with the certificate of a folder; its port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *given: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -211,38 +211,51 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
         NodeSettings(**names, clients=[0], data={**told, "data": "nowhere:examples"}).federated(3)  # type: ignore[arg-type]
 
 
-def test_late_answers_count_while_there_are_too_few(place: Path, tmp_path: Path, caplog: Any) -> None:
+def test_late_answers_count_while_there_are_too_few(
+    place: Path, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of three nodes answer after the deadline: the round has its quorum with them, and nothing is done twice."""
     from tests.engines.line import Line, three
+    from weft.deploy import clients
 
-    answers, asked = three(place, tmp_path), []
-    line = Line(**answers)
-    pull = line.pull_messages
+    class Counted:
+        """A clock for which every question takes a tenth of a second, however busy the machine is."""
 
-    def slow(names: Any) -> Any:  # what nodes 2 and 3 answer in round 1 comes half a second after the deadline
-        there = [n for n in names if n in line.replies]
-        held = [
-            n for n in there if line.replies[n].metadata.src_node_id != 1 and n in until and clock.waited() < until[n]
-        ]
-        return pull([n for n in there if n not in held])
+        questions = 0
 
-    from weft.deploy.clock import Clock
+        def waited(self) -> float:
+            self.questions += 1
+            return self.questions / 10
 
-    clock, until, push = Clock(), {}, line.push_messages
+    monkeypatch.setattr(clients, "Clock", Counted)
+    line = Line(**three(place, tmp_path))
+    push, pull = line.push_messages, line.pull_messages
+    asked: list[int] = []  # nodes, as they are asked to train
+    greeted: set[int] = set()  # nodes that were greeted since, because they are late
+    heard: set[int] = set()
+    sent: dict[str, tuple[str, int]] = {}
 
     def send(messages: Any) -> Any:
         kinds = [(m.metadata.message_type, m.metadata.dst_node_id) for m in messages]
+        for kind, node in kinds:
+            asked.extend([node] if kind == "train.turn" else [])
+            greeted.update({node} & set(asked) if kind == "query.hello" else ())
         names = push(messages)
-        for name, (kind, node) in zip(names, kinds, strict=True):
-            if kind == "train.turn":
-                asked.append(node)
-            if (len(asked) <= 3 and node != 1 and kind != "query.hello") or (kind == "query.hello" and asked):
-                until[name] = clock.waited() + 1.0 + (kind == "query.hello")
+        sent.update(zip(names, kinds, strict=True))
         return names
+
+    def slow(names: Any) -> Any:  # nodes 2 and 3 answer when they are late, and greet only then
+        free = []
+        for name in names:
+            kind, node = sent[name]
+            if node == 1 or (kind == "train.turn" and node in greeted) or not (node in asked and node not in heard):
+                free.append(name)
+                heard.update([node] if kind == "train.turn" else [])
+        return pull(free)
 
     line.push_messages, line.pull_messages = send, slow  # type: ignore[method-assign]
     run = prepared(place, "fedavg", line, rounds=1, deadline=0.5, min_clients=6)
     with caplog.at_level(logging.WARNING, "weft.federation"):
         run.go()
     assert int(run.federation.turns.sum()) == 4 and len(asked) == len(set(asked)), asked
-    assert sum("is late" in r.getMessage() for r in caplog.records) >= 1
+    assert greeted and sum("is late" in r.getMessage() for r in caplog.records) == len(greeted)

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from weft.core.clients import Exam, Group, Marks, Part, TellNode, Timed, untimed, unwatched
 from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
-from weft.core.here import STACK, nbytes, turn_of
+from weft.core.here import turn_of
 from weft.core.method import Method
 from weft.deploy.call import shapes, unlike, version
 from weft.deploy.clock import Clock
@@ -116,6 +116,9 @@ class Remote:
                 except WRONG as error:
                     self._against(node, "failed", f"{_told(error)}; round {message.number} goes on without it")
                     continue
+                if len(part.skipped):
+                    what = (self._nodes[node].name, part.skipped.tolist(), part.culprit, message.number)
+                    log.warning("node %s (client %s) sent what is not finite on channel %r in round %d", *what)
                 self._there |= set(part.ids.tolist())
                 parts = together(turn, self.groups[0].net, [*parts, part])
         yield from parts
@@ -193,7 +196,7 @@ class Remote:
                     waiting[self._send(node, kind, asking(ids))] = (node, seen, ids)
                     self._tell(seen.name, "training" if kind == "turn" else "evaluating")
                     open_to -= set(ids)
-            for reply in self._pulled(list(waiting)):
+            for reply in self.grid.pull_messages(list(waiting)):
                 node, seen, ids = waiting.pop(reply.metadata.reply_to_message_id)
                 if self._fine(node, reply):
                     self._tell(seen.name, "ready")
@@ -238,16 +241,6 @@ class Remote:
     def _late(self, node: int) -> None:
         self._against(node, "late", f"no answer in round {self._number} within {self.deadline:g} s")
 
-    def _pulled(self, names: Sequence[str]) -> Iterator[Message]:
-        """Replies that are there, a few at a time, so that memory is bounded by what their uploads take."""
-        room = max(1, min(16, STACK // (1 + 4 * max(nbytes(t) for t in [{}, *self._trees()]))))
-        for start in range(0, len(names), room):
-            yield from self.grid.pull_messages(names[start : start + room])
-
-    def _trees(self) -> Iterator[dict[str, Tensor]]:
-        for like in self.likes.values():
-            yield from like._asdict().values()
-
     # what nodes answer
 
     def _fine(self, node: int, reply: Message) -> bool:
@@ -267,10 +260,10 @@ class Remote:
         for node in online - set(self._nodes) - set(self._away):
             self._away[node] = self._send(node, "hello", RecordDict())
         if self._owed:
-            for reply in self._pulled(list(self._owed)):
+            for reply in self.grid.pull_messages(list(self._owed)):
                 self._owed.pop(reply.metadata.reply_to_message_id, None)
         hellos = {name: node for node, name in self._away.items()}
-        for reply in self._pulled(list(hellos)) if hellos else ():
+        for reply in self.grid.pull_messages(list(hellos)) if hellos else ():
             node = hellos[reply.metadata.reply_to_message_id]
             del self._away[node]
             if self._fine(node, reply):
@@ -309,8 +302,10 @@ class Remote:
         return bool(self.last[client]) and int(self.last[client]) not in had
 
     def _against(self, node: int, state: str, why: str, name: str = "") -> None:
-        """Put a node away, and say so once."""
+        """Put a node away, and say so once; that one which is away is lost, too, is no news."""
         seen = self._nodes.pop(node, None)
+        if seen is None and state == "lost" and node in self._said:
+            return
         name = seen.name if seen else name or f"{node}"
         if self._said.get(node) != why:
             clients = f" (client {', '.join(map(str, seen.clients))})" if seen else ""

@@ -17,22 +17,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message as without_content
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -40,6 +31,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from weft.core.errors import SettingError
 from weft.deploy.clock import Clock
+from weft.deploy.inbox import Inbox
 
 log = logging.getLogger("weft.node")
 HEARTBEAT = 10.0
@@ -55,25 +47,16 @@ class RunEnded(Exception):
 class Fleet:
     """One node's end of a SuperLink."""
 
-    def __init__(self, superlink: str, client: FleetHttpClient, public: bytes) -> None:
-        self._superlink, self._client, self._public = superlink, client, public
-        self._node = Node()
+    def __init__(self, superlink: str, client: FleetHttpClient, trusted: bytes, public: bytes) -> None:
+        self._superlink, self._client, self._trusted, self._public = superlink, client, trusted, public
+        self._node, self._inbox = Node(), Inbox()
 
     def receive(self) -> Message | None:
         """The next message for this node, if there is one."""
         got = self._try(self._client.PullMessages, PullMessagesRequest(node=self._node))
-        if not got.messages_list:
-            return None
-        message, tree = message_from_proto(got.messages_list[0]), got.message_object_trees[0]
-        run, name = message.metadata.run_id, message.metadata.message_id
-        pull = make_pull_object_fn_protobuf(self._trying(self._client.PullObject), self._node, run)
-        found = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull)
-        confirm = self._trying(self._client.ConfirmMessageReceived)
-        make_confirm_message_received_fn_protobuf(confirm, self._node, run)(name)
-        whole = inflate_object_from_contents(name, found)
-        assert isinstance(whole, Message)
-        whole.metadata.__dict__["_message_id"] = name
-        return whole
+        self._inbox.announce(got.messages_list, got.message_object_trees)
+        pull, confirm = self._trying(self._client.PullObject), self._trying(self._client.ConfirmMessageReceived)
+        return next(self._inbox.whole(pull, confirm, self._node), None)
 
     def send(self, reply: Message, seconds: float) -> None:
         """Send a reply that took so long to make."""
@@ -150,6 +133,7 @@ class Fleet:
                 if code == httpx.codes.FORBIDDEN:
                     raise RunEnded from None
                 if code == httpx.codes.UNAUTHORIZED:
+                    _compare_clocks(self._superlink, self._trusted)  # one that goes wrong is refused the same way
                     raise SystemExit(
                         f"weft: {self._superlink} does not know this node's key: register it there with "
                         "`flwr supernode register NAME.pub`"
@@ -189,7 +173,7 @@ def connected(superlink: str, certificate: Path, key: Path) -> Iterator[Fleet]:
     ]
     stop = threading.Event()
     with FleetHttpClient.from_server_address(superlink, False, trusted, signs) as client:
-        fleet = Fleet(superlink, client, public_key_to_bytes(public))
+        fleet = Fleet(superlink, client, trusted, public_key_to_bytes(public))
         log.info("connected to %s as node %d", superlink, fleet.activate())
         heart = threading.Thread(target=fleet.beat, args=(stop,), daemon=True)
         heart.start()

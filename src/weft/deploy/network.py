@@ -31,7 +31,7 @@ class Network:
 
     def __init__(self, app: Path, port: int | None = None, *, own_server: bool = False, database: bool = False) -> None:
         """`app`: what `weft.deploy.app.init` wrote, for `port` of this machine; see `start_superlink` for the rest."""
-        self.app, self.port = app, port or free_port()
+        self.app, self.port = app.resolve(), port or free_port()  # the SuperLink runs there
         self.address = f"127.0.0.1:{self.port}"
         self.own_server, self.database = own_server, database
         self.superlink: subprocess.Popen[bytes] | None = None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import HttpGrid
 
 from weft.core.clients import Clients
 from weft.core.errors import SettingError
@@ -22,6 +27,7 @@ from weft.data.manifest import manifest
 from weft.data.source import Source
 from weft.deploy.call import call
 from weft.deploy.clients import Remote
+from weft.deploy.inbox import PromptGrid
 from weft.deploy.likes import likes
 from weft.experiment.cohort import able
 from weft.experiment.plugins import load_methods
@@ -60,6 +66,8 @@ def server_app(path: Path) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        assert isinstance(grid, HttpGrid)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         found = yaml.safe_load(path.read_text())
         how = found.pop("deploy")
         load_methods(tuple(how["plugins"]))
@@ -68,7 +76,7 @@ def server_app(path: Path) -> ServerApp:
         data = stand_in(how["examples"], how["clients"])
         out = Path(str(context.run_config["out"]))
         places = elsewhere(
-            grid, settings.method, data, chosen, deadline=how["deadline"], min_clients=how["min_clients"]
+            PromptGrid(grid), settings.method, data, chosen, deadline=how["deadline"], min_clients=how["min_clients"]
         )
         again = (out / "settings.yaml").exists()
         run = Run.prepare(settings.method, data, chosen, None, out, again, elsewhere=places)
@@ -77,6 +85,17 @@ def server_app(path: Path) -> ServerApp:
         log.info("finished: %s", out)
 
     return app
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that has started it is gone.
+
+    Flower 1.41 sees that, too, but by a signal to a thread of its own, which does not wake a main thread that waits for
+    a lock: a server app would live on until a SuperLink is there again, beside the one that goes on with its run.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _told(report: RoundReport) -> None:

@@ -34,6 +34,7 @@ from flwr.superlink.grid import HttpGrid
 
 from weft.core.errors import SettingError
 from weft.deploy.clock import Clock
+from weft.deploy.inbox import PromptGrid
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """Flower's processes tell nobody about themselves, and look for tasks often."""
@@ -120,7 +121,7 @@ def grid(app: Path, address: str) -> Iterator[HttpGrid]:
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
         made_grid._retry_invoker.max_time = PATIENCE
-        yield made_grid
+        yield PromptGrid(made_grid)
         status, details = "completed", ""
     except httpx.TransportError as error:
         raise ConnectionError(f"the SuperLink at {address} has not answered for {PATIENCE:.0f} s ({error})") from None
@@ -128,7 +129,8 @@ def grid(app: Path, address: str) -> Iterator[HttpGrid]:
         made_grid._retry_invoker.max_tries = 1
         with suppress(httpx.HTTPError):  # the SuperLink may be gone, and with it the task
             made_grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
-        heart.stop()
+        if heart.is_running:  # not if the SuperLink has refused it
+            heart.stop()
         made_grid.close()
 
 
