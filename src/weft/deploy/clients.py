@@ -195,7 +195,7 @@ class Remote:
             for reply in self._pulled(list(waiting)):
                 node, seen, ids = waiting.pop(reply.metadata.reply_to_message_id)
                 if self._fine(node, reply):
-                    self._tell(seen.name, "ready")
+                    self._back(node, seen)
                     heard += len(ids)
                     yield node, ids, reply.content
                 else:
@@ -233,6 +233,14 @@ class Remote:
         for name, (node, _, _) in waiting.items():
             self._owed[name] = node
             self._late(node)
+
+    def _back(self, node: int, seen: Seen) -> None:
+        """Ask a node again that has answered, even if it was late: what it says of itself need not be waited for."""
+        self._nodes[node] = seen
+        if node in self._away:
+            self._owed[self._away.pop(node)] = node
+        self._said.pop(node, None)
+        self._tell(seen.name, "ready")
 
     def _late(self, node: int) -> None:
         self._against(node, "late", f"no answer in round {self._number} within {self.deadline:g} s")
