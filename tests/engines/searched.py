@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from tests.engines.setting import method, run_settings
+from tests.engines.setting import CLIENTS, method, run_settings
 from weft.deploy import uploads
 from weft.deploy.clients import Remote
 from weft.deploy.server import elsewhere, stand_in
@@ -50,12 +51,13 @@ def pause() -> None:
     sys.stdin.readline()
 
 
-def before(owner: Any, name: str) -> None:
-    """Pause whenever this is called, before it does anything."""
+def before(owner: Any, name: str, now: Callable[..., bool] = lambda *given: True) -> None:
+    """Pause when this is called with what is interesting, before it does anything."""
     inner = getattr(owner, name)
 
     def paused(*given: Any, **named: Any) -> Any:
-        pause()
+        if now(*given):
+            pause()
         return inner(*given, **named)
 
     setattr(owner, name, paused)
@@ -63,8 +65,11 @@ def before(owner: Any, name: str) -> None:
 
 if __name__ == "__main__":
     load_methods()
-    before(Server, "survivors") if SECURE else before(uploads, "together")  # all masked values are in; one upload is
-    before(Remote, "keep")
+    if SECURE:
+        before(Server, "survivors")  # all masked values are in
+    else:
+        before(uploads, "together", lambda turn, net, parts: sum(len(part.ids) for part in parts) == CLIENTS)
+    before(Remote, "keep")  # the end of the round
     found = yaml.safe_load((APP / "settings.yaml").read_text())["deploy"]
     data, chosen = stand_in(found["examples"], found["clients"]), method("fedavg")
     how = {"rounds": 1, "cohort": 1.0, "precision": "fp32", "secure_aggregation": SECURE}
