@@ -110,6 +110,34 @@ def test_a_sum_is_begun_again_before_anything_is_revealed(place: Path, tmp_path:
     assert [sum(again.format(what) in line for line in lines) for what in ("shared keys", "sent values")] == [1, 1]
 
 
+def test_a_late_upload_is_in_the_sum(place: Path, tmp_path: Path, caplog: Any) -> None:
+    """Node-2 answers its turn after the deadline, while too few have: the first attempt has it."""
+    made = line(place, tmp_path)
+    push, pull, turn, greeting = made.push_messages, made.pull_messages, list[str](), list[str]()
+
+    def pushed(messages: Any) -> list[str]:
+        (message,) = messages
+        name = push([message])[0]
+        if message.metadata.dst_node_id == 3:
+            kind = message.metadata.message_type
+            turn.extend([name] if kind == "train.turn" else [])
+            greeting.extend([name] if kind == "query.hello" and turn else [])
+        return [name]
+
+    def pulled(names: Any) -> list[Message]:  # the turn's reply comes once it is greeted as late, the greeting's never
+        held = {*greeting, *(() if greeting else turn)}
+        return pull([name for name in names if name not in held])
+
+    made.push_messages, made.pull_messages = pushed, pulled  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, "weft.federation"):
+        run = prepared(place, made, rounds=1, deadline=2.0)
+        run.go()
+    assert run.federation.turns.tolist() == [1] * 6
+    lines = [r.getMessage() for r in caplog.records if r.name == "weft.federation"]
+    assert lines and all("node-2" in line and "is late" in line for line in lines), lines
+    assert apart(plain(place, rounds=1), run) <= CLOSE
+
+
 def test_too_few_are_left(place: Path, tmp_path: Path) -> None:
     """Nothing is begun again once shares are revealed; what was trained before is whole."""
 
