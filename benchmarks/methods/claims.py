@@ -108,6 +108,10 @@ CLAIMS = (
         "fedavgm > fedavg", ("shakespeare-role", *DIRICHLET), "FedOpt paper; Flower's table of CIFAR-10 Dirichlet(0.1)"
     ),
     _claim("ifca > fedavg", SKEW, "IFCA paper: clients in groups"),
+    _claim("pfa > fedavg", SKEW, "PFA paper: adapted in groups, above the common model"),
+    _claim("distfl > fedavg", SKEW, "DistFL paper: one model for each distribution, above the common one"),
+    _claim("btfl > fedavg", SKEW, "BTFL paper: on clients' own distribution above the common model"),
+    _claim("btfl > btfl:global", SKEW, "BTFL paper: the mixture above its common head on own examples"),
     _claim("cfl > fedavg", ("mnist-pathological",), "CFL paper: groups with conflicting gradients"),
     _claim("central > fedavg", (), "pooled data bound what a common model can reach"),
     _claim("fedmtl > fedavg", ("har-person",), "MOCHA paper, human activity: related tasks above one common model"),

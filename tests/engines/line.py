@@ -64,3 +64,10 @@ def node(app: Path, name: str, **changed: Any) -> Node:
     path = home / f"{name}-here.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((home / f"{name}.yaml").read_text()) | changed))
     return Node(NodeSettings.read(path))
+
+
+def three(place: Path, home: Path, **changed: Any) -> dict[str, Answer]:
+    """The three nodes of the deployment folder ``app`` in `place`, which keep their states in `home`."""
+    return {
+        f"node{i + 1}": node(place / "app", f"node-{i}", state=str(home / f"{i}"), **changed).answer for i in range(3)
+    }

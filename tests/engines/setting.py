@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.local.test_plugins import COMPOSED, SETTINGS
 from weft.core import Method
 from weft.experiment.settings import DataSettings, RunSettings, make
 
@@ -19,6 +20,12 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # label -> (
     "fedproto, two architectures": ("fedproto", {"lr": 0.1}, {"model": "mlp,logistic"}),
     "fedadam with top-k": ("fedadam", {"lr": 0.1}, {"compress": "topk:0.1"}),
 }
+BUILT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    f"{name} with {what}": (name, {}, {"plug": SETTINGS[what].plug, "compress": SETTINGS[what].compress, "rounds": 2})
+    for what, names in COMPOSED.items()
+    for name in names
+}
+ALL = METHODS | BUILT
 
 
 def write_examples(folder: Path) -> Path:
@@ -44,5 +51,5 @@ def run_settings(**changed: Any) -> RunSettings:
 
 def method(label: str) -> Method:
     """The method under a label."""
-    name, options, _ = METHODS[label]
+    name, options, _ = ALL[label]
     return make(name, options)

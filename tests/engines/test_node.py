@@ -39,17 +39,9 @@ def prepared(place: Path, label: str, line: Any, rounds: int = 3, **how: Any) ->
     return Run.prepare(chosen, data, settings, elsewhere=elsewhere(line, chosen, data, settings, **how))
 
 
-def three(place: Path, home: Path, **changed: Any) -> dict[str, Any]:
-    from tests.engines.line import node
-
-    return {
-        f"node{i + 1}": node(place / "app", f"node-{i}", state=str(home / f"{i}"), **changed).answer for i in range(3)
-    }
-
-
 def test_only_declared_channels_leave(place: Path, tmp_path: Path) -> None:
     """No example, no label and no personal model is among the bytes, though all of them are there."""
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
     from weft.deploy.records import noted
 
     line = Line(**three(place, tmp_path))
@@ -90,7 +82,7 @@ def test_only_declared_channels_leave(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ["scaffold", "fedproto, two architectures", "fedadam with top-k"])
 def test_bytes_counted_are_bytes_sent(place: Path, tmp_path: Path, label: str) -> None:
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
 
     run = prepared(place, label, Line(**three(place, tmp_path)))
     there = run.go()
@@ -116,7 +108,7 @@ def test_who_is_refused(
     place: Path, tmp_path: Path, caplog: Any, monkeypatch: Any, change: dict[str, Any], why: str
 ) -> None:
     """One line that names the node, and a round without it."""
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
     from weft.deploy import node as nodes
 
     told = {k: v for k, v in change.items() if k in ("clients", "data")}
@@ -164,7 +156,7 @@ def test_a_restarted_node_has_what_it_kept(place: Path, tmp_path: Path) -> None:
 def test_a_node_that_lost_its_folder_starts_anew(place: Path, tmp_path: Path, caplog: Any) -> None:
     import shutil
 
-    from tests.engines.line import Line, node
+    from tests.engines.line import Line, node, three
 
     line = Line(**three(place, tmp_path))
     run = prepared(place, "scaffold", line, rounds=4, deadline=0.5, min_clients=1)
@@ -185,7 +177,7 @@ def test_a_node_that_lost_its_folder_starts_anew(place: Path, tmp_path: Path, ca
 
 
 def test_too_few_clients_stop_the_run_with_a_sentence(place: Path, tmp_path: Path) -> None:
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
     from weft.deploy.clients import TooFew
 
     answers = three(place, tmp_path)
@@ -195,7 +187,7 @@ def test_too_few_clients_stop_the_run_with_a_sentence(place: Path, tmp_path: Pat
 
 
 def test_personal_models_stay(place: Path, tmp_path: Path) -> None:
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
 
     result = prepared(place, "ditto", Line(**three(place, tmp_path)), rounds=1).go()
     with pytest.raises(SettingError, match="personal models"):
@@ -221,7 +213,7 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
 
 def test_late_answers_count_while_there_are_too_few(place: Path, tmp_path: Path, caplog: Any) -> None:
     """Two of three nodes answer after the deadline: the round has its quorum with them, and nothing is done twice."""
-    from tests.engines.line import Line
+    from tests.engines.line import Line, three
 
     answers, asked = three(place, tmp_path), []
     line = Line(**answers)

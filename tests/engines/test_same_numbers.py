@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.engines.setting import CLIENTS, METHODS, ROUNDS, data_settings, method, run_settings, write_examples
+from tests.engines.setting import ALL, BUILT, CLIENTS, METHODS, data_settings, method, run_settings, write_examples
 from weft.experiment.plugins import load_methods
 from weft.experiment.result import Result
 from weft.experiment.run import Run
@@ -34,34 +34,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def local(place: Path, label: str, executor: str) -> Result:
-    settings = run_settings(executor=executor, **METHODS[label][2])
+    settings = run_settings(executor=executor, **ALL[label][2])
     return Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
 
 
 @pytest.fixture(scope="module")
-def network(place: Path) -> Iterator[Any]:
+def port(place: Path) -> int:
+    """Of a deployment folder, which is written."""
     pytest.importorskip("flwr", reason="weft[flower] is not installed")
     from weft.deploy.app import init
-    from weft.deploy.network import Network
     from weft.deploy.superlink import free_port
 
-    port = free_port()
-    data = data_settings(place / "points.npz")
-    init(place / "app", method("fedavg"), data, run_settings(), nodes=3, port=port)
+    found = free_port()
+    init(place / "app", method("fedavg"), data_settings(place / "points.npz"), run_settings(), nodes=3, port=found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def network(place: Path, port: int) -> Iterator[Any]:
+    from weft.deploy.network import Network
+
     with Network(place / "app", port) as made:
         made.join("node-0", "node-1", "node-2")
         yield made
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", ALL)
 def test_batched_is_loop(place: Path, label: str) -> None:
     assert_same(local(place, label, "loop"), local(place, label, "batched"))
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", ALL)
 def test_ray_is_batched(place: Path, label: str) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
-    settings = run_settings(executor="ray", actors=2, actor_cpus=0.25, **METHODS[label][2])
+    settings = run_settings(executor="ray", actors=2, actor_cpus=0.25, **ALL[label][2])
     result = Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
     assert_same(local(place, label, "batched"), result)
 
@@ -70,7 +76,7 @@ def test_ray_is_batched(place: Path, label: str) -> None:
 def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest.LogCaptureFixture) -> None:
     from weft.deploy.server import elsewhere
 
-    settings = run_settings(executor="flower", **METHODS[label][2])
+    settings = run_settings(executor="flower", **ALL[label][2])
     data, chosen = federated(data_settings(place / "points.npz")), method(label)
     with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
         places = elsewhere(grid, chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
@@ -81,6 +87,18 @@ def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest
     run = max(homes[0].iterdir(), key=lambda path: path.stat().st_mtime).name
     kept = [sorted((home / run / f"client-{k}").glob("*.safetensors")) for k, home in enumerate(homes)]
     assert any(kept), "what clients keep is on their nodes' disks"
+
+
+@pytest.mark.parametrize("label", BUILT)
+def test_messages_in_this_process_are_batched(place: Path, label: str, port: int, tmp_path: Path) -> None:
+    """What nodes do with Flower's messages and their bytes, without processes to carry them."""
+    from tests.engines.line import Line, three
+    from weft.deploy.server import elsewhere
+
+    settings = run_settings(executor="flower", **BUILT[label][2])
+    data, chosen = federated(data_settings(place / "points.npz")), method(label)
+    places = elsewhere(Line(**three(place, tmp_path)), chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
+    assert_same(local(place, label, "batched"), Run.prepare(chosen, data, settings, elsewhere=places).go())
 
 
 def assert_same(one: Result, other: Result) -> None:
@@ -94,7 +112,7 @@ def assert_same(one: Result, other: Result) -> None:
     for a, b in zip(*timed, strict=True):
         assert a["value"] == pytest.approx(b["value"], rel=1e-9, abs=1e-9, nan_ok=True), (a, b)
     assert torch.equal(one.federation.turns, other.federation.turns)
-    assert one.federation.turns.sum() == 4 * ROUNDS
+    assert one.federation.turns.sum() == 4 * one.summary["rounds"]
     leaves = [tree_leaves((r.federation.server, dict(r.federation.then))) for r in (one, other)]
     assert leaves[0]
     for x, y in zip(*leaves, strict=True):

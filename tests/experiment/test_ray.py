@@ -73,6 +73,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "downloads of one's own": ("fedamp", {"cohort": 4}),
     "views that adapt": ("fedavg-ft", {}),
     "a codec with memory, and stragglers": ("scaffold", {"compress": "topk:0.3", "stragglers": 0.5, "epochs": 3}),
+    "plug-ins, with chance in who takes part": ("fedavg", {"plug": ("dbe",), "sampling": "poisson", "cohort": 4}),
+    "central privacy": ("fedavg", {"dp": "central", "dp_noise": "stream", "cohort": 4}),
+    "local privacy": ("scaffold", {"dp": "local", "dp_noise": "stream", "cohort": 4}),
     "statistics at home": ("ditto", {"buffers": "local", "lr_schedule": "cosine"}),
 }
 
@@ -83,6 +86,12 @@ def test_a_run_on_actors_is_the_run_on_one_machine(name: str) -> None:
     a, b = (api.run(chosen, people(), **{**BASE, **settings, **where}) for where in ({}, RAY))
     assert apart(a, b) <= 1e-9
     assert b.summary["executor"] == "ray" and b.summary["plan"].startswith("ray, 4 actors of 0.25 CPUs")
+
+
+def test_secure_sums_over_actors() -> None:
+    """Up to a unit of the fixed point, which rounds the last bit of what actors compute either way."""
+    a, b = (api.run("fedavg", people(), **{**BASE, **where, "secure_aggregation": True}) for where in ({}, RAY))
+    assert apart(a, b) <= 1e-6
 
 
 def test_new_clients_are_judged_at_the_actors() -> None:

@@ -19,14 +19,17 @@ from weft.core import Method
 from weft.core.clients import Clients, Exam, Marks
 from weft.core.here import Here
 from weft.core.round import Federation, begin, play
-from weft.data.federated import Rows
+from weft.data.federated import Rows, Stream
 from weft.evaluation.protocol import Examiner, looking
 from weft.executors import Batched
 from weft.local.buffers import with_buffers
 
 ONE = torch.arange(CLIENTS)
 JUDGED = Rows.of([np.roll(ROWS[(k + 1) % CLIENTS], k)[: 2 + k] for k in range(CLIENTS)])
-DATA: Any = SimpleNamespace(validation=JUDGED, test=JUDGED, streams={}, source=SimpleNamespace(classes=CLASSES))
+MIXED = Stream(JUDGED, np.arange(len(JUDGED.rows)) % 3 == 2)  # client 0 has none of others' examples
+DATA: Any = SimpleNamespace(
+    validation=JUDGED, test=JUDGED, streams={"mixture": MIXED}, source=SimpleNamespace(classes=CLASSES)
+)
 
 
 def method_of(name: str) -> Method:
@@ -82,13 +85,15 @@ def dying(ids: Tensor, where: torch.device, name: str, flags: str, victim: int, 
 
 
 def go(clients: Clients, name: str, rounds: int = 3, size: int = 4) -> tuple[Federation, dict[str, Marks]]:
-    """(the federation after some rounds, how all clients do under every view)."""
+    """(the federation after some rounds, how all clients do under every view, on all they are asked)."""
     federation = begin(method_of(name), clients, CLIENTS, seed=1)
     for number in range(1, rounds + 1):
         federation = play(federation, number, cohort(number, size)).federation
     look = looking(federation, rounds)
     marks = {
-        view: clients.judge(Exam(rounds, "test", view, True, federation.turns, look))["test"]
+        f"{view} on {part}": found
         for view in federation.method.views
+        for split in ("test", "mixture")
+        for part, found in clients.judge(Exam(rounds, split, view, True, federation.turns, look)).items()
     }
     return federation, marks

@@ -177,3 +177,12 @@ def test_images(dtype: torch.dtype) -> None:
         expected, state = list(step(*expected, image)), list(run(*state, image))
     for got, want in zip(state, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_what_is_compiled_goes_with_its_fold() -> None:
+    """Nothing stays in the unit of the process, from which nothing is ever taken out."""
+    unit = torch.jit._state._python_cu  # type: ignore[attr-defined]
+    before = len(unit.get_functions())
+    run = traced(vmap(linear), [t.clone() for t in (W, B1, X, RATE)], 2)
+    assert torch.isfinite(run(W.clone(), B1.clone(), X, RATE)[0]).all()
+    assert len(unit.get_functions()) == before

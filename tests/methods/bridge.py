@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from reference.model import BnMlp
+from reference.model import BnMlp, ReluMlp
 from reference.world import World
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -19,19 +19,21 @@ from weft.core.here import Here
 from weft.core.method import shown
 from weft.core.round import Federation, begin, play
 from weft.core.turn import Execute
+from weft.evaluation.answers import answer as asked
 
 
 class Toy(nn.Module):
-    """Linear body, batch norm if wanted, tanh, linear head."""
+    """Linear body, batch norm if wanted, tanh or ReLU, linear head."""
 
-    def __init__(self, dim: int, hidden: int, classes: int, norm: bool) -> None:
+    def __init__(self, dim: int, hidden: int, classes: int, norm: bool, relu: bool = False) -> None:
         super().__init__()
         self.body = nn.Linear(dim, hidden)
         self.norm = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        self.act = nn.ReLU() if relu else nn.Tanh()
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.norm(self.body(x))))
+        out: Tensor = self.head(self.act(self.norm(self.body(x))))
         return out
 
 
@@ -39,7 +41,8 @@ def net_of(world: World) -> Net:
     """The network whose numpy twin is `world.model`."""
     classes, hidden = world.first["head.weight"].shape
     dim = world.first["body.weight"].shape[1]
-    net = Net.from_module(lambda: Toy(dim, hidden, classes, world.model is BnMlp), "head", dtype=torch.float64)
+    norm, relu = world.model is BnMlp, world.model is ReluMlp
+    net = Net.from_module(lambda: Toy(dim, hidden, classes, norm, relu), "head", dtype=torch.float64)
     return replace(net, input=Input((dim,)))
 
 
@@ -94,6 +97,19 @@ def run(world: World, method: Method, execute: Execute) -> Federation:
     return fed
 
 
+def recorded(execute: Execute) -> tuple[Execute, dict[tuple[int, int], Any]]:
+    """The same executor, and what clients send in a run with it, by (round, client)."""
+    log: dict[tuple[int, int], Any] = {}
+
+    def heard(method: Method, net: Net, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
+        reply = execute(method, net, down, mine, examples, turn, public)
+        for k, key in enumerate(turn.key.tolist() if method.up else []):
+            log[divmod(key, 1000)] = tree_map(lambda x, k=k: x[k], reply.up)
+        return reply
+
+    return heard, log
+
+
 def answer(fed: Federation, world: World, client: int, view: str = "personal", **batches: Any) -> Any:
     """The logits with which a client answers to its own examples; `batches` are those of the phases of a view."""
     ids = torch.tensor([client])
@@ -103,6 +119,37 @@ def answer(fed: Federation, world: World, client: int, view: str = "personal", *
     down = tree_map(lambda x: x[0], down) if stacked else down
     task = Task(down, kept(fed)[client], Data(examples_of(world), turn))
     return fed.method.views[view].of(int(fed.turns[ids]))(fed.net, task)(torch.tensor(world.x[client])).detach().numpy()
+
+
+def draws(world: World) -> list[np.ndarray[Any, Any]]:
+    """Some of everybody's examples for each client, not as many for all."""
+    rng, n = np.random.default_rng(0), sum(map(len, world.y))
+    return [rng.permutation(n)[: 5 + 2 * i] for i in range(world.population)]
+
+
+def judged(
+    fed: Federation, world: World, rows: Sequence[np.ndarray[Any, Any]], view: str = "personal"
+) -> list[np.ndarray[Any, Any]]:
+    """Per client its shares of all classes [n, classes], as a run judges them, on rows of everybody's examples."""
+    ids = torch.arange(world.population)
+
+    def look(ids: Tensor) -> tuple[Any, bool]:
+        return shown(fed.method, fed.server, Round(len(world.turns), ids, world.population, fed.net))
+
+    assert isinstance(fed.clients, Here)
+    said = asked(
+        fed.clients,
+        fed.method.views[view],
+        look,
+        rows,
+        ids.numpy(),
+        fed.turns,
+        len(world.turns),
+        scores=True,
+        together=3,
+    )
+    assert said.scores is not None
+    return [said.scores[said.client == i] for i in ids.tolist()]
 
 
 def kept(fed: Federation) -> dict[int, Any]:

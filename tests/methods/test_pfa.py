@@ -7,13 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bridge import answer, close, examples_of, net_of, run, turn_of
+from bridge import close, draws, examples_of, judged, net_of, recorded, run, turn_of
 from reference.linkage import clusters as ref_clusters
-from reference.model import BnMlp, Mlp, Model
-from reference.pfa import nearest
+from reference.model import BnMlp, Mlp, Model, ReluMlp, softmax
 from reference.pfa import pfa as ref_pfa
-from reference.pfa import sparsity as ref_sparsity
-from reference.world import World, make_world
+from reference.world import World, late_world, make_world
 from torch.utils._pytree import tree_map
 
 from weft.core import Data
@@ -45,33 +43,43 @@ def test_linkage_at_its_limits() -> None:
     assert clusters(torch.ones(2, 2)).tolist() == [0, 0] and clusters(torch.ones(2, 2), count=5).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("groups", [0, 2])
+@pytest.mark.parametrize("groups", [0, 3])
 @pytest.mark.parametrize(
-    ("execute", "seed", "net"),
-    [(loop, 0, Mlp), (Batched(), 1, Mlp), (Batched(2), 2, BnMlp)],
-    ids=["loop", "all", "two"],
+    ("execute", "seed", "net", "eps"),
+    [(loop, 7, ReluMlp, 0.0), (Batched(), 1, Mlp, EPS), (Batched(2), 4, BnMlp, EPS)],
+    ids=["loop", "batched", "chunked-norm"],
 )
-def test_equals_the_reference(groups: int, execute: Execute, seed: int, net: Model) -> None:
-    """Client 1 never comes, and another one comes late."""
-    world = make_world(seed, clients=7, rounds=6, model=net)
-    turns = [replace(t, ids=[i for i in t.ids if i != 1 and (i != 3 or n > 2)]) for n, t in enumerate(world.turns)]
-    world = replace(world, turns=turns)
-    fed = run(world, pfa(SGD(0.2), warm=2, groups=groups, eps=EPS), execute)
-    common, models, found, known = ref_pfa(world, lr=0.2, warm=2, count=groups, eps=EPS)
-    assert len(models) > 1 and 3 in known and 1 not in known
-    close({k: v[0] for k, v in fed.server.model.items()}, common)
-    for i, s in known.items():
-        np.testing.assert_allclose(fed.server.sparsity[i].numpy(), s, rtol=0, atol=1e-9)
-    member = fed.server.member
-    assert parts(member[member > 0]) and member[1] == 0
-    own = {i: int(member[i]) for g in found for i in g}
-    assert {frozenset(i for i in own if own[i] == c) for c in set(own.values())} == set(map(frozenset, found))
-    for g, model in zip(found, models, strict=True):
-        close({k: v[own[min(g)]] for k, v in fed.server.model.items()}, model)
-    for i in range(world.population):
-        at = next((c for c, g in enumerate(found) if i in g), None)
-        at = nearest(ref_sparsity(world, i, common, EPS), known, found) if at is None else at
-        np.testing.assert_allclose(answer(fed, world, i), net.logits(models[at], world.x[i]), rtol=0, atol=1e-9)
+def test_equals_the_reference(groups: int, execute: Execute, seed: int, net: Model, eps: float) -> None:
+    world = late_world(seed, net)
+    execute, sent = recorded(execute)
+    fed = run(world, pfa(SGD(0.2, momentum=0.5), warm=2, groups=groups, eps=eps), execute)
+    ref = ref_pfa(world, lr=0.2, momentum=0.5, warm=2, groups=groups, eps=eps)
+    assert 1 < len(ref.members) < 6 and sum(map(len, ref.members)) == 9
+    assert sent.keys() == ref.sent.keys()
+    for at, (change, s) in ref.sent.items():
+        close(sent[at].model, change)
+        close(sent[at].sparsity, {"zero": s})
+    member, models = fed.server.member, fed.server.model
+    assert not member[9:].any() and parts(member[:9]) == set(map(frozenset, ref.members))
+    close({k: v[0] for k, v in models.items()}, ref.common)
+    for own, model in zip(ref.members, ref.models, strict=True):
+        close({k: v[member[min(own)]] for k, v in models.items()}, model)
+        for i, s in own.items():
+            np.testing.assert_allclose(fed.server.sparsity[i], s, rtol=0, atol=1e-9)
+    rows = draws(world)
+    for i, shares in enumerate(judged(fed, world, rows)):
+        expected = softmax(ref.answer(i, np.concatenate(world.x)[rows[i]]))
+        np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-9)
+
+
+def test_before_there_are_groups_all_answer_with_the_common_model() -> None:
+    world = late_world(0)
+    world = replace(world, turns=world.turns[:3])
+    fed, ref, rows = run(world, pfa(SGD(0.2), warm=2), loop), ref_pfa(world, lr=0.2, warm=2), draws(world)
+    for at, shares in zip(rows, judged(fed, world, rows), strict=True):
+        np.testing.assert_allclose(
+            shares, softmax(Mlp.logits(ref.common, np.concatenate(world.x)[at])), rtol=0, atol=1e-9
+        )
 
 
 def test_one_group_is_fedavg_and_single_ones_train_alone() -> None:

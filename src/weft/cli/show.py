@@ -14,11 +14,9 @@ def methods(args: argparse.Namespace, own: dict[str, str]) -> None:
     from weft.core.registry import REGISTRY
     from weft.report.terminal import print_rows
 
-    rows = [
-        (e.name, e.family, ", ".join(e.apart), e.summary.partition(": ")[2] or e.summary) for e in REGISTRY.values()
-    ]
-    print_rows(("method", "family", "laws that do not apply", "what it is"), sorted(rows, key=lambda r: (r[1], r[0])))
-    print("why they do not: weft explain METHOD")
+    rows = [(e.name, e.family, e.summary.partition(": ")[2] or e.summary) for e in REGISTRY.values()]
+    print_rows(("method", "family", "what it is"), sorted(rows, key=lambda r: (r[1], r[0])))
+    print("formulas, defaults, deviations, and the laws that do not apply: weft explain METHOD")
 
 
 def data(args: argparse.Namespace, own: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from weft.core.kept import Kept
 from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.reduction import reduced, sums
-from weft.core.task import Examples, Reply
+from weft.core.task import Examples, Reply, Turn
 from weft.core.tree import Tree
 from weft.core.turn import Draw, Execute, Mine, encoded
 
@@ -97,15 +97,14 @@ class Here:
         if message.exchange == 0:
             self._blocks, self._minds = _blocks(self.groups, turn, ids, _size(turn, down, nbytes)), {}
         received = _size(turn, down, self.weigh)
-        number = message.number or 1  # batches of the opening are drawn as those of the first round
         for seats in self._blocks:
             replies, steps = [], 0
             for seat in seats:
                 mine = self._minds[seat] if seat in self._minds else self.kept[seat.group].gather(seat.members)
                 given = tree_map(lambda x, h=seat.here: x[h], down) if turn.private_send else down
                 with timed("data"):
-                    drawn = self.draw(number, ids[seat.here], turn.phases, message.past[seat.here])
-                    steps += sum(int((s >= 0).any(2).sum()) for s in drawn.steps.values())
+                    drawn, count = self.drawn(turn, message, seat.here)
+                    steps += count
                 with timed("local"):
                     net = self.groups[seat.group].net
                     replies.append(self.execute(turn, net, given, mine, self.examples, drawn, self.public))
@@ -121,6 +120,12 @@ class Here:
             if ok.any() and sums(turn):
                 up = reduced(turn, self.groups[0].net, up, weights)
             yield Part(members[ok], weights, up, members[~ok], culprit, traffic, steps, drawn.rate[0])
+
+    def drawn(self, turn: Method, message: Message, at: Tensor) -> tuple[Turn, int]:
+        """(the batches of those clients of a message that are `at` these places, their steps in all)."""
+        number = message.number or 1  # batches of the opening are drawn as those of the first round
+        found = self.draw(number, message.ids[at], turn.phases, message.past[at])
+        return found, sum(int((s >= 0).any(2).sum()) for s in found.steps.values())
 
     def keep(self, ids: Tensor) -> None:
         """Write what these clients have put by."""

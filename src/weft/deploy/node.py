@@ -124,9 +124,9 @@ class Post:
             places = torch.tensor([ids.index(k) for k in some])
             given = tree_map(lambda x, p=places: x[p], message.down) if turn.private_send else message.down
             mine = tree_map(lambda *x: torch.stack(x), *_alike([minds[k] for k in some]))
-            drawn = self.here.draw(number, message.ids[places], turn.phases, message.past[places])
+            drawn, count = self.here.drawn(turn, message, places)
             got = self.here.execute(turn, group.net, given, mine, self.here.examples, drawn, self.here.public)
-            steps += sum(int((s >= 0).any(2).sum()) for s in drawn.steps.values())
+            steps += count
             rate = float(drawn.rate[0])
             for i, k in enumerate(some):
                 heard[k] = tree_map(lambda x, i=i: x[i], (got.up, got.weight))

@@ -22,32 +22,21 @@ Flat = Callable[..., Sequence[Tensor]]
 """Tensors -> tensors."""
 
 
-class Fold(torch.nn.Module):
-    """A step over consecutive batches."""
+Fold = Callable[[list[Tensor], list[Tensor], Tensor, Tensor, int, int], list[Tensor]]
+"""(carry, given, batches, their numbers, first, last) -> the carry after the batches from `first` to before `last`."""
 
-    def __init__(self, step: Flat) -> None:
-        """`step`: (*carry, *what stays as it is, a batch, its number) -> the new carry."""
-        super().__init__()
-        self.step = step if isinstance(step, torch.nn.Module) else _Step(step)
 
-    def forward(
-        self, carry: list[Tensor], given: list[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
+def fold(step: Flat) -> Fold:
+    """A step over consecutive batches; `step`: (*carry, *what stays as it is, a batch, its number) -> the new carry."""
+
+    def run(
+        carry: list[Tensor], given: list[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
     ) -> list[Tensor]:
-        """The carry after the batches `first` to `last`, that one excluded; `numbers` are those of the batches."""
         for t in range(first, last):
-            carry = self.step(carry, given, batches[t], numbers[t])
+            carry = list(step(*carry, *given, batches[t], numbers[t]))
         return carry
 
-
-class _Step(torch.nn.Module):
-    """A step whose inputs are in lists, as TorchScript has them."""
-
-    def __init__(self, run: Flat) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, carry: list[Tensor], given: list[Tensor], batch: Tensor, number: Tensor) -> list[Tensor]:
-        return list(self.run(*carry, *given, batch, number))
+    return run
 
 
 def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
@@ -62,27 +51,61 @@ def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
     Returns:
         Fold: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
-    return _unlocked(Fold(shortened(function, inputs, carry).forward), inputs, carry)
+    return _unlocked(shortened(function, inputs, carry).forward, inputs, carry)
 
 
-def _unlocked(fold: Fold, inputs: Sequence[Tensor], carry: int) -> Fold:
+def _unlocked(step: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
     """The same operations without Python between them on a CPU, so that several threads can run them at once.
 
     TorchScript gives the same bits. What it does not take, such as the backward pass of a convolution, is run from
     Python, and so is everything should a release of torch no longer have it.
     """
-    if inputs[0].device.type != "cpu" or not hasattr(torch.jit, "trace"):
-        return fold
-    copies = [x.clone() for x in inputs[:carry]]
+    plain = fold(step)
+    if inputs[0].device.type != "cpu" or not hasattr(torch._C, "_create_graph_by_tracing"):
+        return plain
+    copies, rest = [x.clone() for x in inputs[:carry]], list(inputs[carry:-2])
+    names = ["carry", "given", "batch", "number"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in favour of compilers, which take far longer for each shape
         try:
-            step = torch.jit.trace(  # type: ignore[no-untyped-call]
-                fold.step, (copies, list(inputs[carry:-2]), *inputs[-2:]), check_trace=False, strict=False
-            )
-            return torch.jit.script(Fold(step))  # type: ignore[return-value]
+            graph = torch._C._create_graph_by_tracing(
+                lambda carry, given, batch, number: list(step(*carry, *given[: len(rest)], batch, number)),
+                (copies, rest or [inputs[-1]], *inputs[-2:]),  # a list says of what it is by what is in it
+                lambda value: "",
+                False,
+                False,
+                None,
+                names,
+            )[0]
+            return _looped(torch._C._create_function_from_graph("step", graph))
         except RuntimeError:
-            return fold
+            return plain
+
+
+def _looped(step: Any) -> Fold:
+    """The same loop around a TorchScript function, by TorchScript.
+
+    `torch.jit.trace` and `torch.jit.script` put what they make into a unit that lives as long as the process; a unit of
+    its own goes with the fold.
+    """
+    unit = torch.jit.CompilationUnit(_LOOP)  # finds `step` here
+
+    def run(*given: Any) -> list[Tensor]:
+        result: list[Tensor] = unit.fold(*given)
+        return result
+
+    run.step = step  # type: ignore[attr-defined]  # which the unit does not keep alive
+    return run
+
+
+_LOOP = """
+def fold(
+    carry: List[Tensor], given: List[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
+) -> List[Tensor]:
+    for t in range(first, last):
+        carry = step(carry, given, batches[t], numbers[t])
+    return carry
+"""
 
 
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:

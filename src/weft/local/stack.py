@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from weft.core.parallel import side_by_side
 from weft.core.stream import fold
 from weft.core.task import Batch, Examples
-from weft.local.graph import Fold, traced
+from weft.local import graph
+from weft.local.graph import Fold
 
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -153,14 +154,14 @@ class Stack:
             return one(flat, batch)
 
         if not self.worth:
-            return Fold(stacked)
+            return graph.fold(stacked)
         shapes = tuple((x.shape, x.dtype, x.device) for x in sample)
         found = (self.step.identity, self.step.spec, self.opened, way, shapes)
         known = _TRACES.get(found)
         if known is None:
             with _TRACING:  # tracing is not safe in two threads
                 stacked(*sample)  # once outside the trace, so that a network holds what it needs in this thread
-                known = _TRACES.get(found) or traced(stacked, sample, self.width)
+                known = _TRACES.get(found) or graph.traced(stacked, sample, self.width)
                 _TRACES[found] = known
                 while len(_TRACES) > _MOST_TRACES:
                     del _TRACES[next(iter(_TRACES))]

@@ -20,10 +20,11 @@ Defaults
     Q = 2, kappa = 4, sigma = 0.001, U = 5, a rate of 0.01: the authors' scripts for the CNN, with 5 local epochs.
 Deviations
     c = min(0.2, 1 / (2 Q)), since 0.2 makes weights negative from Q = 5. ln C stands for ln 100; r = 1 gives lambda = 1
-    (theirs: 0). Histograms and entropies come from judging mode; negative features are at level 0. The received model
-    is kept beside its head, as the pair that answers. Test batches are of `stream` = 32 examples, in the order of the
-    examples, and every set of examples is a stream of its own. Without others in the round e = 1/2. A client without a
-    turn, and so a new one, answers with the common model. Mean features are not sent: answers do not use them.
+    (theirs: 0). Histograms, entropies and the personal head's features are of judging mode; negative features are at
+    level 0. The received model is kept beside its head, as the pair that answers. Test batches are of `stream` = 32
+    examples, in the order of the examples, and every set of examples is a stream of its own. Without others in the
+    round e = 1/2. A client without a turn, and so a new one, answers with the common model. Mean features are not sent:
+    answers do not use them.
 Neutral
     sigma = 0: the common model is FedAvg's.
 Promise

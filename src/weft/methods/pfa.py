@@ -17,9 +17,10 @@ Deviations
     The layer is the input of the head. w_F is the model after stage 1, not the one of its best validation round. Means
     weight by n_i, those of the script are uniform. The paper's schedule for large populations is not stated exactly,
     and grouping in the code is done by hand: the clustering is our reading. Stages 2 and 3 begin in one round: who is
-    in it sends s_i with the change, which is one from w_F for everybody. s_i goes with every upload. Who comes later
-    gets w_F once, and joins the group of the least mean distance, as does a client that only answers: a new one needs
-    no training. Where activations are not exactly 0 (tanh, GELU), `eps` says up to what they count as such.
+    in it sends s_i with the change, which is one from w_F for everybody. Each upload has the sparsity of the received
+    model; only that of w_F counts. Who comes later gets w_F once, is not averaged in that round, and joins the group of
+    the least mean distance, as does a client that only answers: a new one needs no training. Where activations are not
+    exactly 0 (tanh, GELU, after average pooling), `eps` says up to what they count as such.
 Neutral
     Until round `warm` it is FedAvg; with groups = 1 it stays so, if all are in round warm + 1.
 Promise

@@ -1,137 +1,130 @@
-"""BTFL (Zhou, Liu 2025): a global and a personal head, mixed for each test example by two Bayesian updates."""
+"""BTFL (Zhou, Liu 2025): a common and a personal head, mixed anew for each test example by two Bayesian updates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import exp, lgamma, log, tanh
-from typing import Any
+from dataclasses import dataclass
+from math import lgamma
 
 import numpy as np
 
-from .descent import descend, mean
+from .descent import descend, mean, minus
 from .model import Array, Tree, softmax
+from .stepper import Stepper
 from .world import World
 
-L1_OVER = 32.0
-
-
-def levels(z: Array, q: int) -> Array:
-    """The level of every feature, 0 to q - 1; a negative feature is at 0."""
-    return np.round(np.tanh(np.maximum(z, 0.0)) * (q - 1)).astype(int)
-
-
-def histogram(z: Array, q: int) -> Array:
-    """[q, d]: the share of examples at each level, for each feature."""
-    at = levels(z, q)
-    return np.stack([(at == v).mean(0) for v in range(q)])
-
-
-def entropy(logits: Array) -> Array:
-    p = softmax(logits)
-    return np.asarray(-(p * np.log(p)).sum(1))
+BATCH = 32  # by which the penalty is divided, whatever the batch's size
 
 
 @dataclass
-class Client:
-    """What a client keeps."""
+class Pair:
+    """What a client answers with: the received model, the head fitted to it, [C, d], and what was seen in training."""
 
-    head: Array  # [C, d]
     model: Tree
-    own: Array | None = None  # P_i
-    others: Array | None = None  # P_g; None: it was alone
-    h_l: float = 0.0
-    h_g: float = 0.0
+    head: Array
+    own: Array  # P_i [Q, d]
+    others: Array | None  # P_g [Q, d]; None: nobody else was in the round
+    h_l: float
+    h_g: float
 
 
-@dataclass
-class Stream:
-    """The Beta posterior of one test stream."""
-
-    alpha: float = 1.0
-    beta: float = 1.0
-    shares: list[float] = field(default_factory=list)
+def log_softmax(z: Array) -> Array:
+    """Of one example."""
+    return np.asarray(z - z.max() - np.log(np.exp(z - z.max()).sum()))
 
 
-def share(alpha: float, beta: float, ratio: float) -> float:
-    """e: the trapezoid rule on 100 points."""
+def entropy(z: Array) -> float:
+    """Of softmax(z) of one example, in nats."""
+    return -float((softmax(z) * log_softmax(z)).sum())
+
+
+def quantised(f: Array, Q: int) -> Array:
+    """The level of each feature; those below 0 are at level 0."""
+    return np.maximum(np.rint(np.tanh(f) * (Q - 1)), 0).astype(int)
+
+
+def histogram(f: Array, Q: int) -> Array:
+    """[Q, d], columns summing to 1."""
+    q = quantised(f, Q)
+    return np.array([[np.mean(q[:, j] == v) for j in range(q.shape[1])] for v in range(Q)])
+
+
+def likelihood(r: float, kappa: float) -> float:
+    """Lambda."""
+    return 1 + kappa * np.tanh(r - 1) if r >= 1 else 1 / (1 + kappa * np.tanh(1 / r - 1))
+
+
+def external(alpha: float, beta: float, lam: float) -> float:
+    """E: the mean of m / (m + (1 - m) lambda) under Beta(alpha, beta), by trapezoids from 0.01 to 0.99."""
     m = np.linspace(0.01, 0.99, 100)
-    scale = exp(lgamma(alpha + beta) - lgamma(alpha) - lgamma(beta))
-    density = scale * m ** (alpha - 1) * (1 - m) ** (beta - 1)
-    f = density * m / (m + (1 - m) * ratio)
-    return float(sum((f[i] + f[i + 1]) / 2 * (m[i + 1] - m[i]) for i in range(99)))
+    density = np.exp(
+        lgamma(alpha + beta) - lgamma(alpha) - lgamma(beta) + (alpha - 1) * np.log(m) + (beta - 1) * np.log(1 - m)
+    )
+    f = density * m / (m + (1 - m) * lam)
+    return float(((f[1:] + f[:-1]) / 2 * np.diff(m)).sum())
 
 
-def softened(r: float, kappa: float) -> float:
-    """lambda of r."""
-    if r >= 1:
-        return 1 + kappa * tanh(r - 1)
-    return 1 / (1 + kappa * tanh(1 / r - 1))
-
-
-def answers(
-    world: World, client: Client, x: Array, *, q: int, kappa: float, limit: float, batch: int
-) -> tuple[Array, Stream]:
-    """(scores [n, C], the stream at its end)."""
-    c = min(0.2, 1 / (2 * q))
-    out, state = [], Stream()
-    for start in range(0, len(x), batch):
-        z = world.model.features(client.model, x[start : start + batch])
-        g, p = world.model.logits(client.model, x[start : start + batch]), z @ client.head.T
-        H_g, H_l = entropy(g), entropy(p)
-        at, d, more, less = levels(z, q), z.shape[1], 0, 0
-        for i in range(len(z)):
-            if client.own is None:
-                e = 1.0
-            elif client.others is None:
-                e = 0.5
-            else:
-                a_l = sum(log(c + (1 - c * q) * client.own[at[i, j], j]) for j in range(d))
-                a_g = sum(log(c + (1 - c * q) * client.others[at[i, j], j]) for j in range(d))
-                u_l = exp((H_l[i] - client.h_l) / client.h_l)
-                top = log(g.shape[1])
-                u_g = exp((H_g[i] - top) / top)
-                e = share(state.alpha, state.beta, softened(exp((a_l * u_l - a_g * u_g) / d), kappa))
-                more += a_l < a_g and H_g[i] < client.h_g and H_l[i] > client.h_l
-                less += a_l > a_g and H_l[i] < client.h_l and H_g[i] > client.h_g
-            state.shares.append(e)
-            out.append(e * np.log(softmax(g[i])) + (1 - e) * np.log(softmax(p[i])))
-        state.alpha, state.beta = state.alpha + more, state.beta + less
-        total = state.alpha + state.beta
-        if total > limit:
-            state.alpha, state.beta = (v / total * limit / 10 + 1 for v in (state.alpha, state.beta))
-    return np.stack(out), state
+def answers(world: World, pair: Pair, x: Array, *, Q: int, kappa: float, U: float, stream: int) -> tuple[Array, Array]:
+    """(log answers [n, C], shares e [n]) to a test stream that comes in batches of `stream`."""
+    c, classes = min(0.2, 1 / (2 * Q)), len(pair.head)
+    alpha = beta = 1.0
+    out, shares = [], []
+    for begin in range(0, len(x), stream):
+        up_alpha = up_beta = 0
+        for row in x[begin : begin + stream]:
+            f = world.model.features(pair.model, row[None])
+            g, p, q = world.model.logits(pair.model, row[None])[0], f[0] @ pair.head.T, quantised(f[0], Q)
+            e, d = 0.5, len(q)
+            if pair.others is not None:
+                a_l, a_g = (
+                    sum(np.log(c + (1 - c * Q) * seen[q[j], j]) for j in range(d)) for seen in (pair.own, pair.others)
+                )
+                high_l, high_g = entropy(p), entropy(g)
+                u_l = np.exp((high_l - pair.h_l) / pair.h_l)
+                u_g = np.exp((high_g - np.log(classes)) / np.log(classes))
+                e = external(alpha, beta, likelihood(np.exp((a_l * u_l - a_g * u_g) / d), kappa))
+                up_alpha += a_l < a_g and high_g < pair.h_g and high_l > pair.h_l
+                up_beta += a_l > a_g and high_l < pair.h_l and high_g > pair.h_g
+            out.append(e * log_softmax(g) + (1 - e) * log_softmax(p))
+            shares.append(e)
+        alpha, beta = alpha + up_alpha, beta + up_beta
+        if alpha + beta > U:
+            alpha, beta = (v / (alpha + beta) * U / 10 + 1 for v in (alpha, beta))
+    return np.array(out), np.array(shares)
 
 
 def btfl(
-    world: World, first_head: Array, *, lr: float, q: int, sigma: float, **sgd: Any
-) -> tuple[Tree, dict[int, Client]]:
-    """Phases "head", "local"; (the common model, what each client keeps)."""
-    net, common = world.model, dict(world.first)
-    clients = {i: Client(first_head, dict(world.first)) for i in range(world.population)}
-
-    def l1(p: Tree, x: Array, y: Array) -> Tree:
-        return net.grad_through_features(p, x, sigma * np.sign(net.features(p, x, train=True)) / L1_OVER)
-
-    for turn in world.turns:
-        if not turn.ids:
-            continue
-        sent = []
+    world: World, heads: dict[int, Array], *, lr: float, Q: int, sigma: float, momentum: float = 0.0
+) -> tuple[Tree, dict[int, Pair], dict[tuple[int, int], tuple[Tree, Array]]]:
+    """(common model, what who had a turn answers with, (round, client) -> change and P_i); `heads`: the first ones."""
+    net, model = world.model, dict(world.first)
+    head, pairs = dict(heads), dict[int, Pair]()
+    sent: dict[tuple[int, int], tuple[Tree, Array]] = {}
+    for number, turn in enumerate(world.turns, 1):
+        seen = {i: histogram(net.features(model, world.x[i]), Q) for i in turn.ids}
+        end = {}
         for i in turn.ids:
-            me, x, y = clients[i], world.x[i], world.y[i]
-            z = net.features(common, x)
-            me.model, me.own = dict(common), histogram(z, q)
-            v = me.head
+            step, w = Stepper(lr, momentum), {"w": head[i]}
             for rows in turn.batches[i]["head"]:
-                d = softmax(z[rows] @ v.T)
-                d[np.arange(len(rows)), y[rows]] -= 1
-                v = v - lr * (d.T @ z[rows] / len(rows))
-            me.head = v
-            me.h_l = float(entropy(z @ v.T).mean())
-            me.h_g = float(entropy(net.logits(common, x)).mean())
-            sent.append(descend(world, i, common, turn.batches[i]["local"], lr=lr, also=l1, **sgd))
-        n = len(turn.ids)
-        bar = np.mean([clients[i].own for i in turn.ids], axis=0)
-        for i in turn.ids:
-            clients[i].others = (n * bar - clients[i].own) / (n - 1) if n > 1 else None
-        common = mean(sent, world.counts(turn.ids))
-    return common, clients
+                f, y = net.features(model, world.x[i][rows]), world.y[i][rows]
+                gap = (softmax(f @ w["w"].T) - np.eye(len(w["w"]))[y]) / len(y)
+                w = step(w, {"w": gap.T @ f})
+            head[i] = w["w"]
+            f, g = net.features(model, world.x[i]), net.logits(model, world.x[i])
+            others = [seen[j] for j in turn.ids if j != i]
+            pairs[i] = Pair(
+                dict(model),
+                head[i],
+                seen[i],
+                np.mean(others, axis=0) if others else None,
+                float(np.mean([entropy(z) for z in f @ head[i].T])),
+                float(np.mean([entropy(z) for z in g])),
+            )
+
+            def penalty(p: Tree, x: Array, y: Array) -> Tree:
+                return net.grad_through_features(p, x, sigma * np.sign(net.features(p, x, train=True)) / BATCH)
+
+            end[i] = descend(world, i, model, turn.batches[i]["local"], lr=lr, momentum=momentum, also=penalty)
+        sent |= {(number, i): (minus(end[i], model), seen[i]) for i in turn.ids}
+        if turn.ids:
+            model = mean([end[i] for i in turn.ids], world.counts(turn.ids))
+    return model, pairs, sent

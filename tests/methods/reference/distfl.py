@@ -1,50 +1,76 @@
-"""DistFL (Liu et al. 2021): clusters by what uploaded models answer to the server's own probe inputs."""
+"""DistFL (Liu et al. 2021), as read from its abstract: clusters by how models answer to the server's probes."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from .descent import combine, descend, minus
+from .descent import descend, mean, minus
+from .differentiable import linear, params
 from .linkage import clusters
-from .model import Array, Mlp, Tree, softmax
+from .model import EPS, Array, Tree, softmax
 from .world import World
 
 
-def refined(p: Tree, x: Array, steps: int, lr: float = 0.1) -> Array:
-    """Probes [classes * m, d] in order of class: `steps` of Adam that raise the logit of their class (Mlp only)."""
+def moved(world: World, judge: Tree, x: Array, steps: int, rate: float = 0.1) -> Array:
+    """Probes after Adam's ascent, each on the logit of its class in eval mode; those of class 0 stand first."""
+    p = params(judge)
     classes = len(p["head.bias"])
-    label = np.repeat(np.arange(classes), len(x) // classes)
-    x, m, v = x.copy(), np.zeros_like(x), np.zeros_like(x)
-    for t in range(1, steps + 1):
-        f = Mlp.features(p, x)
-        g = -((p["head.weight"][label] * (1 - f**2)) @ p["body.weight"])
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        x = x - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-    return x
+    y = torch.arange(classes).repeat_interleave(len(x) // classes)
+    probes = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([probes], lr=rate, maximize=True)
+    for _ in range(steps):
+        a = linear(p, "body.", probes)
+        if "norm.weight" in p:
+            a = (a - p["norm.running_mean"]) / (p["norm.running_var"] + EPS).sqrt() * p["norm.weight"] + p["norm.bias"]
+        adam.zero_grad()
+        linear(p, "head.", a.tanh()).gather(1, y[:, None]).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    return probes.detach().numpy()
 
 
-def knowledge(world: World, p: Tree, probes: Array, tau: float) -> tuple[Array, Array]:
-    """(p_i [C], K_i [C, C]): mean answer to all probes, and to the probes of each class."""
-    said = softmax(world.model.logits(p, probes) / tau)
-    classes = said.shape[1]
-    m = len(said) // classes
-    return said.mean(0), np.stack([said[a * m : (a + 1) * m].mean(0) for a in range(classes)])
+def told(world: World, model: Tree, probes: Array, tau: float) -> Array:
+    """p in row 0, K in the others, [1 + C, C]."""
+    answers = softmax(world.model.logits(model, probes) / tau)
+    return np.stack([answers.mean(0), *(part.mean(0) for part in np.split(answers, answers.shape[1]))])
 
 
-def js(a: Array, b: Array) -> float:
-    """Jensen-Shannon divergence in bits."""
-    mid, total = (a + b) / 2, 0.0
-    for one in (a, b):
-        total += sum(float(x * np.log2(x / y)) / 2 for x, y in zip(one, mid, strict=True) if x > 0)
-    return max(total, 0.0)
+def bits(p: Array) -> float:
+    """Shannon's entropy."""
+    return -sum(float(v * np.log2(v)) for v in p if v > 0)
 
 
-def apart(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
-    """The distance of two clients' knowledge, in [0, 2]."""
-    rows = [js(x, y) ** 0.5 for x, y in zip(a[1], b[1], strict=True)]
-    return float(js(a[0], b[0]) ** 0.5 + np.mean(rows))
+def js(p: Array, q: Array) -> float:
+    """Jensen-Shannon divergence: entropy of the mixture less the mean entropy."""
+    return max(0.0, bits((p + q) / 2) - (bits(p) + bits(q)) / 2)
+
+
+def apart(a: Array, b: Array) -> float:
+    """D of the knowledge of two models."""
+    return float(np.sqrt(js(a[0], b[0])) + np.mean([np.sqrt(js(p, q)) for p, q in zip(a[1:], b[1:], strict=True)]))
+
+
+@dataclass
+class Federation:
+    """What there is after some rounds: w_0, the probes, and of each cluster its model and its members' knowledge."""
+
+    world: World
+    common: Tree
+    probes: Array
+    models: list[Tree]
+    members: list[dict[int, Array]]
+    sent: dict[tuple[int, int], Tree]  # (round, client) -> change of the received model
+
+    def cluster_of(self, client: int) -> int | None:
+        """Where a client is."""
+        return next((c for c, own in enumerate(self.members) if client in own), None)
+
+    def model_of(self, client: int) -> Tree:
+        """That of the client's cluster; of a stranger w_0."""
+        c = self.cluster_of(client)
+        return self.common if c is None else self.models[c]
 
 
 def distfl(
@@ -53,50 +79,43 @@ def distfl(
     *,
     lr: float,
     warm: int,
-    gap_min: float,
-    outlier: float,
+    momentum: float = 0.0,
     tau: float = 1.0,
-    refine: int = 0,
-) -> tuple[Tree, list[Tree], list[set[int]], dict[int, tuple[Array, Array]]]:
-    """(w_0, models, clusters, knowledge). Who comes later receives w_0, and joins the nearest centroid."""
-    train = partial(descend, world, lr=lr)
-    common, models, groups = dict(world.first), list[Tree](), list[set[int]]()
-    known: dict[int, tuple[Array, Array]] = {}
-    probes = noise
+    gap_min: float = 0.1,
+    outlier: float = 1.0,
+    refine: int = 100,
+) -> Federation:
+    """The federation after all rounds; the probes begin at `noise`."""
+    fed = Federation(world, dict(world.first), noise, [], [], {})
     for number, turn in enumerate(world.turns, 1):
-        n = dict(zip(turn.ids, world.counts(turn.ids), strict=True))
-        if number <= warm:
-            sent = [minus(train(i, common, turn.batches[i]["local"]), common) for i in turn.ids]
-            step = combine(sent, [n[i] / sum(n.values()) for i in turn.ids])
-            common = {k: v + step[k] for k, v in common.items()}
+        if not turn.ids:
             continue
-        if not groups:
-            probes = refined(common, noise, refine) if refine else noise
-        late = [i for i in turn.ids if i not in known]
-        told = {i: train(i, common, turn.batches[i]["local"]) for i in late}
-        fresh = {i: knowledge(world, told[i], probes, tau) for i in late}
-        where = {i: c for c, g in enumerate(groups) for i in g}
-        for c, model in enumerate(models):
-            here = [i for i in turn.ids if where.get(i) == c]
+        place = {i: fed.cluster_of(i) for i in turn.ids}
+        start = {i: fed.model_of(i) for i in turn.ids}
+        end = {i: descend(world, i, start[i], turn.batches[i]["local"], lr=lr, momentum=momentum) for i in turn.ids}
+        fed.sent |= {(number, i): minus(end[i], start[i]) for i in turn.ids}
+        if number <= warm:
+            fed.common = mean([end[i] for i in turn.ids], world.counts(turn.ids))
+            continue
+        if not fed.members:
+            fed.probes = moved(world, fed.common, noise, refine)
+            k = {i: told(world, end[i], fed.probes, tau) for i in turn.ids}
+            d = np.array([[apart(k[i], k[j]) for j in turn.ids] for i in turn.ids])
+            fed.members = [{turn.ids[m]: k[turn.ids[m]] for m in part} for part in clusters(d, gap_min)]
+            fed.models = [fed.common for _ in fed.members]
+            place = {i: fed.cluster_of(i) for i in turn.ids}
+        for c in range(len(fed.models)):
+            here = [i for i in turn.ids if place[i] == c]
             if here:
-                total = sum(n[i] for i in here)
-                sent = [minus(train(i, model, turn.batches[i]["local"]), model) for i in here]
-                step = combine(sent, [n[i] / total for i in here])
-                models[c] = {k: v + step[k] for k, v in model.items()}
-        if not groups:
-            d = np.array([[apart(fresh[i], fresh[j]) for j in late] for i in late])
-            groups = [{late[k] for k in part} for part in clusters(d, gap_min)]
-            for g in groups:
-                total = sum(n[i] for i in sorted(g))
-                models.append(combine([told[i] for i in sorted(g)], [n[i] / total for i in sorted(g)]))
-        else:
-            centres = [tuple(np.mean([known[j][part] for j in sorted(g)], axis=0) for part in (0, 1)) for g in groups]
-            for i in late:
-                d = np.array([apart(fresh[i], c) for c in centres])  # type: ignore[arg-type]
-                if d.min() > outlier:
-                    groups.append({i})
-                    models.append(told[i])
+                fed.models[c] = mean([end[i] for i in here], world.counts(here))
+        centre = [np.mean(list(own.values()), axis=0) for own in fed.members]  # of who was there before
+        for i in turn.ids:
+            if place[i] is None:
+                k_i = told(world, end[i], fed.probes, tau)
+                far = [apart(k_i, m) for m in centre]
+                if min(far) > outlier:
+                    fed.members.append({i: k_i})
+                    fed.models.append(end[i])
                 else:
-                    groups[int(d.argmin())].add(i)
-        known |= fresh
-    return common, models, groups, known
+                    fed.members[int(np.argmin(far))][i] = k_i
+    return fed

@@ -1,35 +1,22 @@
-"""Average-linkage clustering, by the definition: the two sets whose members are nearest on average are joined."""
+"""Clusters by average linkage, from SciPy's dendrogram."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.spatial.distance import squareform
 
 from .model import Array
 
 
-def merges(distance: Array) -> tuple[list[list[set[int]]], list[float]]:
-    """(the partition before each merge and after the last, the height of each merge)."""
-    parts = [{i} for i in range(len(distance))]
-    steps, heights = [parts], []
-    while len(parts) > 1:
-        pairs = [(a, b) for a in range(len(parts)) for b in range(a + 1, len(parts))]
-
-        def between(pair: tuple[int, int], parts: list[set[int]] = parts) -> float:
-            return float(np.mean([distance[i, j] for i in parts[pair[0]] for j in parts[pair[1]]]))
-
-        a, b = min(pairs, key=between)
-        heights.append(between((a, b)))
-        parts = [p for k, p in enumerate(parts) if k not in (a, b)] + [parts[a] | parts[b]]
-        steps.append(parts)
-    return steps, heights
-
-
 def clusters(distance: Array, gap_min: float = 0.0, count: int = 0) -> list[set[int]]:
-    """`count` parts, or those at the largest gap between successive heights; one part if no gap is above `gap_min`."""
-    steps, heights = merges(distance)
-    if count:
-        return next(s for s in steps if len(s) == count)
-    gaps = np.diff(heights)
-    if not len(gaps) or gaps.max() <= gap_min:
-        return steps[-1]
-    return steps[int(np.argmax(gaps)) + 1]
+    """`count` parts, or those before the merge that is highest above the one before, by over `gap_min`; else one."""
+    n = len(distance)
+    if n == 1:
+        return [{0}]
+    tree = linkage(squareform(distance, checks=False), "average")
+    jumps = np.diff(tree[:, 2])
+    if not count:
+        count = n - 1 - int(np.argmax(jumps)) if len(jumps) and jumps.max() > gap_min else 1
+    labels = cut_tree(tree, n_clusters=min(count, n))[:, 0]
+    return [set(np.flatnonzero(labels == c).tolist()) for c in range(labels.max() + 1)]

@@ -67,35 +67,36 @@ def _through_head(p: Tree, f: Array, dz: Array) -> tuple[Tree, Array]:
     return {"head.weight": dz.T @ f, "head.bias": dz.sum(axis=0)}, dz @ p["head.weight"]
 
 
-def _mlp_features(p: Tree, x: Array, train: bool = False) -> Array:
-    return np.asarray(np.tanh(_body(p, x)))
+def _plain(act: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Model:
+    """Body, activation, head; `slope` is the activation's derivative as a function of its value."""
+
+    def features(p: Tree, x: Array, train: bool = False) -> Array:
+        return np.asarray(act(_body(p, x)))
+
+    def logits(p: Tree, x: Array, train: bool = False) -> Array:
+        return _head(p, features(p, x))
+
+    def loss(p: Tree, x: Array, y: Array) -> float:
+        return cross_entropy(logits(p, x), y)
+
+    def body(x: Array, f: Array, df: Array) -> Tree:
+        da = df * slope(f)
+        return {"body.weight": da.T @ x, "body.bias": da.sum(axis=0)}
+
+    def grad(p: Tree, x: Array, y: Array) -> Tree:
+        f = features(p, x)
+        head, df = _through_head(p, f, _dlogits(_head(p, f), y))
+        return body(x, f, df) | head
+
+    def through(p: Tree, x: Array, df: Array) -> Tree:
+        zeros = {name: np.zeros_like(p[name]) for name in ("head.weight", "head.bias")}
+        return body(x, features(p, x), df) | zeros
+
+    return Model(loss, grad, features, logits, through, lambda p, x: {})
 
 
-def _mlp_logits(p: Tree, x: Array, train: bool = False) -> Array:
-    return _head(p, _mlp_features(p, x))
-
-
-def _mlp_loss(p: Tree, x: Array, y: Array) -> float:
-    return cross_entropy(_mlp_logits(p, x), y)
-
-
-def _mlp_body(x: Array, f: Array, df: Array) -> Tree:
-    da = df * (1.0 - f**2)
-    return {"body.weight": da.T @ x, "body.bias": da.sum(axis=0)}
-
-
-def _mlp_grad(p: Tree, x: Array, y: Array) -> Tree:
-    f = _mlp_features(p, x)
-    head, df = _through_head(p, f, _dlogits(_head(p, f), y))
-    return _mlp_body(x, f, df) | head
-
-
-def _mlp_through(p: Tree, x: Array, df: Array) -> Tree:
-    zeros = {name: np.zeros_like(p[name]) for name in ("head.weight", "head.bias")}
-    return _mlp_body(x, _mlp_features(p, x), df) | zeros
-
-
-Mlp = Model(_mlp_loss, _mlp_grad, _mlp_features, _mlp_logits, _mlp_through, lambda p, x: {})
+Mlp = _plain(np.tanh, lambda f: 1.0 - f**2)
+ReluMlp = _plain(lambda a: np.maximum(a, 0.0), lambda f: f > 0)
 
 
 def _bn_forward(p: Tree, x: Array, train: bool) -> tuple[Array, Array, Array]:

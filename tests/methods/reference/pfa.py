@@ -1,65 +1,78 @@
-"""PFA (Liu et al. 2021): FedAvg, then groups of clients by the sparsity of their activations, then FedAvg in each."""
+"""PFA (Liu, Guo, Chen 2021): FedAvg, then groups by the sparsity of activations, then FedAvg in each group."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
-from .descent import combine, descend, minus
+from .descent import descend, mean, minus
 from .linkage import clusters
 from .model import Array, Tree
 from .world import World
 
 
-def sparsity(world: World, client: int, p: Tree, eps: float = 0.0) -> Array:
-    """For each channel of the last activations the share of the client's training examples at which it is zero."""
-    sums = np.zeros(len(world.first["head.weight"][0]))
-    for row in world.x[client]:
-        sums += np.abs(world.model.features(p, row[None])[0]) <= eps
-    return np.asarray(sums / len(world.x[client]))
+def sparsity(world: World, judge: Tree, client: int, eps: float) -> Array:
+    """s_i [width]: of each feature the share of the client's examples where it is no more than `eps` from 0."""
+    s = np.zeros(judge["head.weight"].shape[1])
+    for x in world.x[client]:
+        s += np.abs(world.model.features(judge, x[None])[0]) <= eps
+    return s / len(world.x[client])
 
 
-def nearest(s: Array, known: dict[int, Array], groups: list[set[int]]) -> int:
-    """The group with the smallest mean distance."""
-    return int(np.argmin([np.mean([np.linalg.norm(s - known[j]) for j in sorted(g)]) for g in groups]))
+@dataclass
+class Federation:
+    """What there is after some rounds: w_F, and of each group its model and its members' s_i."""
+
+    world: World
+    eps: float
+    common: Tree  # w_F after stage 1, before it the model of FedAvg
+    models: list[Tree]
+    members: list[dict[int, Array]]
+    sent: dict[tuple[int, int], tuple[Tree, Array]]  # (round, client) -> change and sparsity of the received model
+
+    def group_of(self, client: int) -> int | None:
+        """Where a client is."""
+        return next((g for g, own in enumerate(self.members) if client in own), None)
+
+    def nearest(self, s: Array) -> int:
+        """The group whose members are on average least far from `s`."""
+        return int(np.argmin([np.mean([np.linalg.norm(s - t) for t in own.values()]) for own in self.members]))
+
+    def answer(self, client: int, x: Array) -> Array:
+        """Logits of the client's group; a stranger's group is that to which its own examples take it."""
+        if not self.members:
+            return self.world.model.logits(self.common, x)
+        group = self.group_of(client)
+        if group is None:
+            group = self.nearest(sparsity(self.world, self.common, client, self.eps))
+        return self.world.model.logits(self.models[group], x)
 
 
-def pfa(
-    world: World, *, lr: float, warm: int, count: int = 0, eps: float = 0.0
-) -> tuple[Tree, list[Tree], list[set[int]], dict[int, Array]]:
-    """(w_F, the groups' models, the groups, s of everybody who has been in a later round).
-
-    Groups are made of those who are in round `warm` + 1. Who comes later receives w_F, and joins the nearest group,
-    which takes its changes from its next turn on.
-    """
-    train = partial(descend, world, lr=lr)
-    common, models = dict(world.first), list[Tree]()
-    groups, known = list[set[int]](), dict[int, Array]()
+def pfa(world: World, *, lr: float, warm: int, momentum: float = 0.0, groups: int = 0, eps: float = 0.0) -> Federation:
+    """The federation after all rounds."""
+    fed = Federation(world, eps, dict(world.first), [], [], {})
     for number, turn in enumerate(world.turns, 1):
-        if number <= warm:
-            sent = [minus(train(i, common, turn.batches[i]["local"]), common) for i in turn.ids]
-            n = np.array(world.counts(turn.ids))
-            step = combine(sent, list(n / n.sum()))
-            common = {k: v + step[k] for k, v in common.items()}
+        place = {i: fed.group_of(i) for i in turn.ids}
+        start = {i: fed.common if g is None else fed.models[g] for i, g in place.items()}
+        end = {i: descend(world, i, start[i], turn.batches[i]["local"], lr=lr, momentum=momentum) for i in turn.ids}
+        s = {i: sparsity(world, start[i], i, eps) for i in turn.ids}
+        fed.sent |= {(number, i): (minus(end[i], start[i]), s[i]) for i in turn.ids}
+        if not turn.ids:
             continue
-        if not groups:
-            known = {i: sparsity(world, i, common, eps) for i in turn.ids}
-            s = np.stack([known[i] for i in turn.ids])
-            apart = np.linalg.norm(s[:, None] - s[None], axis=2)
-            groups = [{turn.ids[j] for j in part} for part in clusters(apart, count=count)]
-            models = [dict(common) for _ in groups]
-        late = [i for i in turn.ids if i not in known]
-        where = {i: c for c, g in enumerate(groups) for i in g}
-        for c, model in enumerate(models):
-            here = [i for i in turn.ids if where.get(i) == c]
+        if number <= warm:
+            fed.common = mean([end[i] for i in turn.ids], world.counts(turn.ids))
+            continue
+        if not fed.members:
+            d = np.array([[np.linalg.norm(s[i] - s[j]) for j in turn.ids] for i in turn.ids])
+            fed.members = [{turn.ids[k]: s[turn.ids[k]] for k in part} for part in clusters(d, count=groups)]
+            fed.models = [fed.common for _ in fed.members]
+            place = {i: fed.group_of(i) for i in turn.ids}
+        for g in range(len(fed.models)):
+            here = [i for i in turn.ids if place[i] == g]
             if here:
-                n = np.array(world.counts(here))
-                sent = [minus(train(i, model, turn.batches[i]["local"]), model) for i in here]
-                step = combine(sent, list(n / n.sum()))
-                models[c] = {k: v + step[k] for k, v in model.items()}
-        before = (dict(known), [set(g) for g in groups])
-        for i in late:
-            known[i] = sparsity(world, i, common, eps)
-            groups[nearest(known[i], *before)].add(i)
-    return common, models, groups, known
+                fed.models[g] = mean([end[i] for i in here], world.counts(here))
+        late = {i: fed.nearest(s[i]) for i in turn.ids if place[i] is None}  # all compare with who was there before
+        for i, g in late.items():
+            fed.members[g][i] = s[i]
+    return fed

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from .model import EPS, BnMlp, Mlp, Model, Quadratic, Tree
+from .model import EPS, BnMlp, Mlp, Model, Quadratic, ReluMlp, Tree
 from .world import first_model
 
-MODELS = {"mlp": Mlp, "bn": BnMlp}
+MODELS = {"mlp": Mlp, "relu": ReluMlp, "bn": BnMlp}
 
 
 def numerical(loss: Callable[[Tree], float], p: Tree, names: list[str], step: float = 1e-5) -> Tree:

@@ -108,6 +108,20 @@ def make_world(
     return World(x, y, first_model(rng, model, dim, hidden, classes), turns, clients, model)
 
 
+COMINGS = [[0, 1, 6, 10], [1, 2, 3], [], [0, 1, 2, 3, 6, 7], [0, 2, 4, 5], [8], [1, 3, 4, 5, 7], [2, 4, 5, 6]]
+
+
+def late_world(seed: int, model: Model = Mlp, phases: tuple[str, ...] = ("local",)) -> World:
+    """Eleven clients and eight rounds: 9 never comes, 10 only in the first; to the third nobody, to the sixth 8 alone.
+
+    Those whose first round is one of the last four are 4, 5 (both in the fifth) and 8.
+    """
+    world = make_world(seed, 11, len(COMINGS), phases, model=model)
+    for turn, ids in zip(world.turns, COMINGS, strict=True):
+        turn.ids = list(ids)
+    return world
+
+
 def pooled(world: World, phase: str = "local") -> World:
     """One client with everybody's examples in order of client id.
 
