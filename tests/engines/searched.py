@@ -1,7 +1,8 @@
 """A server in a process of its own, to be searched: ``python -m tests.engines.searched APP ADDRESS DUMP yes|no``.
 
 It has no client's data, plays one round with or without secure aggregation, and waits for a line where its memory is
-interesting, after it has written everything that its objects hold into the file DUMP.
+interesting, after it has written everything that its objects hold into the file DUMP. Beside it, the file ``came`` has
+what nodes have sent.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from tests.engines.setting import CLIENTS, method, run_settings
-from weft.deploy import uploads
+from tests.engines.setting import method, run_settings
 from weft.deploy.clients import Remote
 from weft.deploy.server import elsewhere, stand_in
 from weft.deploy.superlink import grid
@@ -25,6 +25,8 @@ from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.privacy.secure_server import Server
 
+NODES = 3
+turns: list[int] = []
 APP, ADDRESS, DUMP, SECURE = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "yes"
 
 
@@ -51,6 +53,16 @@ def pause() -> None:
     sys.stdin.readline()
 
 
+def came(remote: Remote, node: int, reply: Any) -> bool:
+    """Write down what has come; whether it is the last answer to a turn."""
+    with DUMP.with_name("came").open("ab") as out:
+        for record in reply.content.array_records.values() if reply.has_content() else ():
+            for array in record.values():
+                out.write(array.data)
+    turns.extend([node] if reply.metadata.message_type == "train.turn" else [])
+    return len(turns) == NODES and reply.metadata.message_type == "train.turn"
+
+
 def before(owner: Any, name: str, now: Callable[..., bool] = lambda *given: True) -> None:
     """Pause when this is called with what is interesting, before it does anything."""
     inner = getattr(owner, name)
@@ -65,10 +77,8 @@ def before(owner: Any, name: str, now: Callable[..., bool] = lambda *given: True
 
 if __name__ == "__main__":
     load_methods()
-    if SECURE:
-        before(Server, "survivors")  # all masked values are in
-    else:
-        before(uploads, "together", lambda turn, net, parts: sum(len(part.ids) for part in parts) == CLIENTS)
+    before(Remote, "_fine", came)  # all uploads are made, and an answer has come
+    before(Server, "survivors")  # all masked values are in
     before(Remote, "keep")  # the end of the round
     found = yaml.safe_load((APP / "settings.yaml").read_text())["deploy"]
     data, chosen = stand_in(found["examples"], found["clients"]), method("fedavg")
