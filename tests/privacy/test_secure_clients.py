@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("cryptography", reason="secure aggregation needs the package cryptography")
 
 from tests.laws.toys import CLIENTS, METHODS, cohort, gap, make, start, train
+from tests.privacy.memory import found, regions
 
 from weft.core import Method, SettingError, tune
 from weft.core.channel import Sum
@@ -167,22 +168,6 @@ def _needles(values: np.ndarray, point: FixedPoint) -> list[bytes]:
     return [values[part].tobytes(), values[part].astype(np.float32).tobytes(), rounded[part].tobytes()]
 
 
-def _memory(pid: int) -> bytes:
-    """All that a process has written to."""
-    found = []
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            span, rights, *rest = line.split()
-            if "w" not in rights or (rest[3:] and rest[3].startswith("[v")):
-                continue
-            low, high = (int(x, 16) for x in span.split("-"))
-            try:
-                found.append(os.pread(memory.fileno(), high - low, low))
-            except OSError:
-                continue
-    return b"".join(found)
-
-
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="reads the memory of a process as Linux shows it")
 def test_the_server_s_process_never_holds_an_upload() -> None:
     """Four clients here, one of which vanishes; the server in a process of its own, whose memory is searched."""
@@ -211,10 +196,9 @@ def test_the_server_s_process_never_holds_an_upload() -> None:
 
     def searched(needles: list[bytes]) -> int:
         try:
-            memory = _memory(child.pid)
+            return len(found(needles, regions(child.pid)))
         except PermissionError:
             pytest.skip("this machine does not let a process read its child's memory")
-        return sum(needle in memory for needle in needles)
 
     single = [n for v in values.values() for n in _needles(v, point)]
     try:

@@ -10,9 +10,12 @@ import yaml
 
 from weft.core.errors import SettingError
 from weft.core.method import Method
+from weft.data.federated import FederatedData
 from weft.data.source import Source
 from weft.deploy.certificates import write_authority, write_node, write_server
+from weft.deploy.server import stand_in
 from weft.deploy.settings import OWN, source
+from weft.experiment.protection import protection, with_parts
 from weft.experiment.settings import DataSettings, RunSettings, plain
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -32,6 +35,7 @@ def init(
     deadline: float = 60.0,
     min_clients: int = 0,
     plugins: Sequence[str] = (),
+    known: FederatedData | None = None,
 ) -> Path:
     """Write a Flower app for a method, with settings, development certificates and a settings file for each node.
 
@@ -48,6 +52,7 @@ def init(
         deadline: seconds that a round waits for answers.
         min_clients: fewest clients of a round; 0: half of all.
         plugins: files that register methods.
+        known: the data, if the server will have them; by default it knows their form only.
 
     Raises:
         SettingError: the folder holds something, or the settings cannot be met.
@@ -61,6 +66,9 @@ def init(
         raise SettingError(f"min_clients = {min_clients} is more than the {clients} clients: use at most that")
     if not deadline > 0:
         raise SettingError(f"deadline = {deadline} is no time to answer in: use seconds, such as 60")
+    facts = facts_of(source(data.data))
+    planned = known or stand_in(facts, clients)
+    with_parts(method, planned, run, protection(method, planned, run))  # what cannot be protected is refused before
     settings = {
         "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
         "run": {k: v for k, v in vars(run).items() if k != "executor"},
@@ -69,7 +77,7 @@ def init(
             "deadline": deadline,
             "min_clients": min_clients,
             "plugins": list(plugins),
-            "examples": facts(source(data.data)),
+            "examples": facts,
         },
     }
     keys, homes = folder / "certificates", folder / "nodes"
@@ -120,7 +128,7 @@ FILES = {
 OWN_FIELDS = ("data", "validation", "min_examples", "protocol", "data_seed")
 
 
-def facts(example: Source) -> dict[str, Any]:
+def facts_of(example: Source) -> dict[str, Any]:
     """What the server must know of examples that it never sees."""
     return {
         "kind": example.kind,

@@ -12,14 +12,18 @@ from weft.core.clients import Group
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.experiment.settings import RunSettings, Settings, plain
+from weft.privacy.private import Privacy
 
 
-def call(run: str, method: Method, settings: RunSettings, population: int) -> dict[str, Any]:
+def call(
+    run: str, method: Method, settings: RunSettings, population: int, privacy: Privacy | None = None
+) -> dict[str, Any]:
     """As plain values; `run` is a name under which nodes keep what they keep."""
     return {
         "run": run,
         "population": population,
         "method": {"name": method.name, **{k: plain(v) for k, v in method.args.items()}},
+        "privacy": vars(privacy) if privacy else None,
         "settings": {**vars(settings), "executor": "batched", "chunk": 0, "workers": 1, "device": "auto"},
     }
 
@@ -32,6 +36,11 @@ def called(told: dict[str, Any]) -> tuple[Method, RunSettings]:
     """
     found = Settings.read({"method": told["method"], "run": told["settings"]})
     return found.method, found.run
+
+
+def protected(told: dict[str, Any]) -> Privacy | None:
+    """The differential privacy of the run: nodes clip, which depends on the size of the cohort, and may add noise."""
+    return Privacy(**told["privacy"]) if told["privacy"] else None
 
 
 def version(name: str) -> str:

@@ -24,16 +24,16 @@ from weft.core.here import turn_of
 from weft.core.method import Method
 from weft.deploy.call import shapes, unlike, version
 from weft.deploy.clock import Clock
-from weft.deploy.parts import figures, gathered, heard, together
-from weft.deploy.records import Corrupt, note, noted, put_download
+from weft.deploy.parts import figures, gathered
+from weft.deploy.records import note, noted, put_download
+from weft.deploy.uploads import WRONG, Plain, Turn, Uploads
+from weft.deploy.uploads import told as in_words
 
 log = logging.getLogger("weft.federation")
 PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
 POLL = 0.05
 """Seconds between two questions for replies."""
-WRONG = (ValueError, KeyError, TypeError, AttributeError)
-"""What a reply raises that is not of the form that was asked for; `Corrupt` says so in words."""
 
 
 class TooFew(ArithmeticError):
@@ -58,6 +58,7 @@ class Remote:
     likes: Mapping[tuple[bool, int], Any]  # (opening, exchange) -> one upload
     deadline: float = 60.0  # seconds
     min_clients: int = 0  # fewest clients of a round; 0: half of all
+    uploads: Uploads = field(default_factory=Plain)
     run: int = field(default_factory=lambda: secrets.randbits(62))  # nodes keep their states under this number
     _nodes: dict[int, Seen] = field(default_factory=dict)  # who can be asked
     _away: dict[int, str] = field(default_factory=dict)  # node -> hello that it has not answered
@@ -102,25 +103,18 @@ class Remote:
 
     def hear(self, message: Asked, timed: Timed = untimed) -> Iterable[Part]:
         """Ask the clients' nodes, and join their answers as they come."""
-        turn, opening = turn_of(self.method, message), message.number == 0
-        like = self.likes[opening, message.exchange]
+        method, like = turn_of(self.method, message), self.likes[message.number == 0, message.exchange]
         self._number = message.number
         wanted = set(message.ids.tolist())
         wanted &= self._there if message.exchange else wanted
         self._there = set()
-        parts: list[Part] = []
         with timed("local"):
-            for node, ids, reply in self._exchange("turn", wanted, lambda ids: self._asking(turn, message, ids), True):
-                try:
-                    part = heard(turn, self.groups[0].net, message, like, ids, reply)
-                except WRONG as error:
-                    self._against(node, "failed", f"{_told(error)}; round {message.number} goes on without it")
-                    continue
-                if len(part.skipped):
-                    what = (self._nodes[node].name, part.skipped.tolist(), part.culprit, message.number)
-                    log.warning("node %s (client %s) sent what is not finite on channel %r in round %d", *what)
-                self._there |= set(part.ids.tolist())
-                parts = together(turn, self.groups[0].net, [*parts, part])
+            parts = self.uploads.hear(self, Turn(method, self.groups[0].net, message, like, wanted))
+        self._there = {k for part in parts for k in part.ids.tolist()}
+        for part in parts:
+            for k in part.skipped.tolist():
+                what = (self._home(k), k, part.culprit, message.number)
+                log.warning("node %s (client %d) sent what is not finite on channel %r in round %d", *what)
         yield from parts
 
     def keep(self, ids: Tensor) -> None:
@@ -130,12 +124,12 @@ class Remote:
     def judge(self, exam: Exam) -> dict[str, Marks]:
         """Ask every node for the figures of its clients."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for node, ids, reply in self._exchange("judge", set(range(self.population)), lambda i: _asking(self, exam, i)):
+        for node, ids, reply in self.ask("judge", set(range(self.population)), lambda i: _asking(self, exam, i)):
             try:
                 for part, marks in figures(reply, ids).items():
                     found.setdefault(part, []).append(marks)
             except WRONG as error:
-                self._against(node, "failed", f"{_told(error)}; its figures after round {exam.number} are left out")
+                self.failed(node, error, f"its figures after round {exam.number} are left out")
         return {part: gathered(each) for part, each in found.items()}
 
     def state(self, client: int) -> Any:
@@ -159,10 +153,12 @@ class Remote:
 
     # asking
 
-    def _asking(self, turn: Method, message: Asked, ids: list[int]) -> RecordDict:
+    def training(self, turn: Turn, ids: list[int]) -> RecordDict:
+        """See `Nodes`."""
+        message = turn.message
         places = torch.searchsorted(message.ids, torch.tensor(ids))
         records = RecordDict()
-        down = tree_map(lambda x: x[places], message.down) if turn.private_send else message.down
+        down = tree_map(lambda x: x[places], message.down) if turn.method.private_send else message.down
         put_download(records, down)
         told = {"number": message.number, "exchange": message.exchange, "past": message.past[places].tolist()}
         note(records, "turn", told | self._bases(ids))
@@ -172,21 +168,25 @@ class Remote:
         return {"ids": ids, "base": self.last[ids].tolist(), "safe": self._safe[0][ids].tolist()}
 
     def _send(self, node: int, kind: str, records: RecordDict) -> str:
-        family = {"hello": "query", "turn": "train", "judge": "evaluate"}[kind]
+        family = {"hello": "query", "judge": "evaluate"}.get(kind, "train")
         note(records, "call", self.told | {"run": f"{self.run:016x}"})
         ttl = PATIENCE * self.deadline + 60
         message = Message(records, node, f"{family}.{kind}", ttl=ttl, group_id=str(self._number))
         return next(iter(self.grid.push_messages([message])))
 
-    def _exchange(
-        self, kind: str, wanted: set[int], asking: Callable[[list[int]], RecordDict], quorum: bool = False
-    ) -> Iterator[tuple[int, list[int], RecordDict]]:
-        """(node, its clients, what it answers) of all that answer in time.
+    def quorum(self, wanted: set[int]) -> int:
+        """See `Nodes`."""
+        return min(self.least, len(wanted))
 
-        With `quorum`, a round with too few answers at the deadline waits on, and asks nodes that come back, too.
+    def ask(
+        self, kind: str, wanted: set[int], asking: Callable[[list[int]], RecordDict], quorum: int = 0
+    ) -> Iterator[tuple[int, list[int], RecordDict]]:
+        """See `Nodes`.
+
+        Raises:
+            TooFew: there is no quorum for several deadlines.
         """
         clock, heard = Clock(), 0
-        least = min(self.least, len(wanted)) if quorum else 0
         waiting: dict[str, tuple[int, Seen, list[int]]] = {}
         open_to: set[int] = set(wanted)
         while True:
@@ -194,24 +194,24 @@ class Remote:
                 ids = [k for k in seen.clients if k in open_to]
                 if ids:
                     waiting[self._send(node, kind, asking(ids))] = (node, seen, ids)
-                    self._tell(seen.name, "training" if kind == "turn" else "evaluating")
+                    self._tell(seen.name, "evaluating" if kind == "judge" else "training")
                     open_to -= set(ids)
             for reply in self.grid.pull_messages(list(waiting)):
                 node, seen, ids = waiting.pop(reply.metadata.reply_to_message_id)
                 if self._fine(node, reply):
-                    self._tell(seen.name, "ready")
+                    self._back(node, seen)
                     heard += len(ids)
                     yield node, ids, reply.content
                 else:
                     open_to |= set(ids) if quorum else set()
             waited = clock.waited()
             late = waited > self.deadline
-            if (not waiting and (heard >= least or not quorum)) or (late and heard >= least):
+            if heard >= quorum and (late or not waiting):
                 break
             if waited > PATIENCE * self.deadline:
                 self._put_off(waiting)
                 raise TooFew(
-                    f"round {self._number}: {heard} of at least {least} clients answered within {waited:.0f} s"
+                    f"round {self._number}: {heard} of at least {quorum} clients answered within {waited:.0f} s"
                     f"{self._why()}"
                 )
             if late:
@@ -238,6 +238,14 @@ class Remote:
             self._owed[name] = node
             self._late(node)
 
+    def _back(self, node: int, seen: Seen) -> None:
+        """Ask a node again that has answered, even if it was late: what it says of itself need not be waited for."""
+        self._nodes[node] = seen
+        if node in self._away:
+            self._owed[self._away.pop(node)] = node
+        self._said.pop(node, None)
+        self._tell(seen.name, "ready")
+
     def _late(self, node: int) -> None:
         self._against(node, "late", f"no answer in round {self._number} within {self.deadline:g} s")
 
@@ -251,6 +259,10 @@ class Remote:
             said = noted(reply.content, "refused")
             self._against(node, "refused", str(said["why"]), str(said["name"]))
         return not reply.has_error() and "refused" not in reply.content
+
+    def failed(self, node: int, error: Exception, outcome: str) -> None:
+        """See `Nodes`."""
+        self._against(node, "failed", f"{in_words(error)}; {outcome}")
 
     def _look_round(self) -> None:
         """Greet nodes that are new or away, and hear who they are."""
@@ -270,7 +282,7 @@ class Remote:
                 try:
                     self._greeted(node, noted(reply.content, "hello"))
                 except WRONG as error:
-                    self._against(node, "refused", f"{_told(error)} in what it says of itself")
+                    self._against(node, "refused", f"{in_words(error)} in what it says of itself")
 
     def _greeted(self, node: int, said: dict[str, Any]) -> None:
         """Take a node in, or say why not."""
@@ -313,6 +325,9 @@ class Remote:
             self._tell(name, state, why)
             self._said[node] = why
 
+    def _home(self, client: int) -> str:
+        return next((seen.name for seen in self._nodes.values() if client in seen.clients), "that is gone")
+
     def _why(self) -> str:
         return "; " + "; ".join(f"node {node}: {why}" for node, why in self._said.items()) if self._said else ""
 
@@ -324,7 +339,3 @@ def _asking(remote: Remote, exam: Exam, ids: list[int]) -> RecordDict:
     told = {"number": exam.number, "split": exam.split, "view": exam.view, "full": exam.full, "stacked": stacked}
     note(records, "judge", told | {"past": exam.past[ids].tolist()} | remote._bases(ids))
     return records
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, Corrupt) else f"something is wrong ({type(error).__name__}: {error})"

@@ -110,7 +110,8 @@ def on_this_machine(
     port, names = free_port(), [f"node-{i}" for i in range(nodes)]
     if not (folder / "nodes").is_dir():
         settings = replace(settings, clients=data.clients())
-        init(folder, method, settings, run, nodes=nodes, plugins=[str(Path(p).resolve()) for p in plugins])
+        own = [str(Path(p).resolve()) for p in plugins]
+        init(folder, method, settings, run, nodes=nodes, plugins=own, known=data)
     for name in names:
         path = folder / "nodes" / f"{name}.yaml"
         if not path.is_file():

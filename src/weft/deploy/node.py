@@ -16,7 +16,8 @@ from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
 from weft.core.here import Here, turn_of
 from weft.core.turn import Mine
-from weft.deploy.call import called, shapes, version
+from weft.deploy.call import called, protected, shapes, version
+from weft.deploy.held import HeldUploads
 from weft.deploy.records import download, note, noted, put_uploads
 from weft.deploy.settings import NodeSettings
 from weft.deploy.shelf import Shelf
@@ -32,8 +33,9 @@ log = logging.getLogger("weft.node")
 class Node:
     """What a node does with messages. It knows one run at a time."""
 
-    def __init__(self, settings: NodeSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: NodeSettings, lasting: bool = True) -> None:
+        """`lasting`: whether this process is there until the run ends, so that it can hold what is not to be sent."""
+        self.settings, self.lasting = settings, lasting
         self._post: tuple[dict[str, Any], Post] | None = None
         load_methods(tuple(settings.plugins))
 
@@ -42,10 +44,16 @@ class Node:
         reply, kind = RecordDict(), message.metadata.message_type.partition(".")[2]
         try:
             told = noted(message.content, "call")
+            if told["settings"]["secure_aggregation"] and not self.lasting:
+                raise SettingError(
+                    "secure_aggregation holds uploads and keys in memory between messages, and flower-supernode starts "
+                    f"a process for each: start node {self.settings.name} with `weft deploy node`"
+                )
             if self._post is None or self._post[0] != told:
                 self._post = told, Post(self.settings, told)
             post = self._post[1]
-            {"hello": post.hello, "turn": post.turn, "judge": post.judge}[kind](message.content, reply)
+            doing = {"hello": post.hello, "turn": post.turn, "sum": post.sum, "judge": post.judge}
+            doing[kind](message.content, reply)
         except SettingError as error:
             log.error("refused: %s", error)
             note(reply, "refused", {"why": str(error), "name": self.settings.name})
@@ -66,7 +74,7 @@ class Post:
         here = torch.tensor(self.own)
         groups = [Group(g.net, g.ids[torch.isin(g.ids, here)]) for g in every]
         self.here = Here.begin(
-            assemble.assembled(method, run),
+            assemble.assembled(method, run, protected(told)),
             groups,
             assemble.examples(data, where, dtype),
             Drawing(data.train, run, dtype, where),
@@ -74,7 +82,7 @@ class Post:
             seed=run.init_seed,
             examine=Examiner(data),
         )
-        self.counts = {k: int(data.train.counts[k]) for k in self.own}
+        self.held = HeldUploads(settings.name, run) if run.secure_aggregation else None
         self.shelf = Shelf(settings.state / told["run"], self._first)
         self._firsts = {k: self._one(k) for k in self.own}
 
@@ -86,7 +94,6 @@ class Post:
             {
                 "name": self.name,
                 "clients": self.own,
-                "examples": [self.counts[k] for k in self.own],
                 "kept": [self.shelf.rounds(k) for k in self.own],
                 "version": version(self.here.method.name),
                 "shapes": shapes(self.here.groups),
@@ -95,6 +102,10 @@ class Post:
 
     def turn(self, asked: RecordDict, reply: RecordDict) -> None:
         """One exchange of a round."""
+        again = self.held.again(asked) if self.held else None
+        if again is not None:
+            note(reply, "turn", again)
+            return
         told = noted(asked, "turn")
         number, exchange, ids = told["number"], told["exchange"], told["ids"]
         bases = dict(zip(ids, told["base"], strict=True))
@@ -122,8 +133,18 @@ class Post:
                 if number:
                     self.shelf.put(k, number, tree_map(lambda x, i=i: x[i].cpu(), got.mine))
         up, weights = tree_map(lambda *x: torch.stack(x), *[heard[k] for k in ids])
-        put_uploads(reply, turn, self.here.groups[0].net, ids, up)
-        note(reply, "turn", {"ids": ids, "weights": weights.tolist(), "steps": steps, "rate": rate})
+        said, net = {"ids": ids, "steps": steps, "rate": rate}, self.here.groups[0].net
+        if self.held:
+            said = self.held.hold(asked, message, turn, net, up, weights, **said)
+        else:
+            put_uploads(reply, turn, net, ids, up)
+            said["weights"] = weights.tolist()
+        note(reply, "turn", said)
+
+    def sum(self, asked: RecordDict, reply: RecordDict) -> None:
+        """One step of a secure sum."""
+        assert self.held, "the server adds openly"
+        self.held.step(asked, reply)
 
     def judge(self, asked: RecordDict, reply: RecordDict) -> None:
         """How these clients do on their own examples; only figures leave."""
@@ -182,9 +203,9 @@ def client_app() -> ClientApp:
     def answer(message: Message, context: Context) -> Message:
         path = str(context.node_config.get("settings", ""))
         if path not in nodes:
-            nodes[path] = Node(NodeSettings.read(path))
+            nodes[path] = Node(NodeSettings.read(path), lasting=False)
         return nodes[path].answer(message)
 
-    for register, kind in ((app.query, "hello"), (app.train, "turn"), (app.evaluate, "judge")):
+    for register, kind in ((app.query, "hello"), (app.train, "turn"), (app.train, "sum"), (app.evaluate, "judge")):
         register(kind)(answer)
     return app

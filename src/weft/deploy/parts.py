@@ -30,9 +30,9 @@ def heard(turn: Method, net: Net, message: Message, like: Any, ids: list[int], r
     if said.get("ids") != ids or len(said.get("weights", [])) != len(ids):
         raise Corrupt(f"its answer is not one of the clients {ids}")
     up = uploads(reply, turn, net, ids, like)
-    weights = torch.tensor(said["weights"], dtype=_dtype(like))
+    weights = torch.tensor(said["weights"], dtype=dtype_of(like))
     ok, culprit, whose = finite(up, weights), "", torch.tensor(ids)
-    traffic = Traffic(size(reply, "up."), _received(turn, message.down) * len(ids))
+    traffic = Traffic(size(reply, "up."), received(turn, message.down) * len(ids))
     if not ok.all():
         culprit = culprit_of(up)
         up, weights = tree_map(lambda x: x[ok], (up, weights))
@@ -72,7 +72,7 @@ def together(turn: Method, net: Net, parts: list[Part]) -> list[Part]:
     return [merged(turn, net, parts)] if len(parts) > 1 and sums(turn) else parts
 
 
-def _received(turn: Method, down: Any) -> int:
+def received(turn: Method, down: Any) -> int:
     """Bytes that one client receives."""
     trees: list[dict[str, Tensor]] = list(down._asdict().values())
     if turn.private_send:
@@ -80,6 +80,7 @@ def _received(turn: Method, down: Any) -> int:
     return sum(weigh(tree, None) for tree in trees)
 
 
-def _dtype(like: Any) -> torch.dtype:
+def dtype_of(like: Any) -> torch.dtype:
+    """The type of a weight beside such an upload."""
     floats = [v.dtype for tree in like for v in tree.values() if v.dtype.is_floating_point]
     return floats[0] if floats else torch.get_default_dtype()

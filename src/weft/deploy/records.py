@@ -95,6 +95,20 @@ def uploads(records: RecordDict, turn: Method, net: Net, ids: Sequence[int], lik
     return type(like)(**stacks)
 
 
+def put_each(records: RecordDict, name: str, each: Mapping[int, bytes]) -> None:
+    """Put bytes for, or of, each of some clients into one record."""
+    records[name] = ArrayRecord({str(client): _array(data) for client, data in each.items()})
+
+
+def each_of(records: RecordDict, name: str, ids: Sequence[int]) -> dict[int, bytes]:
+    """The bytes of these clients in that record.
+
+    Raises:
+        Corrupt: one is missing.
+    """
+    return {client: _bytes(records, name, str(client)) for client in ids}
+
+
 def size(records: RecordDict, prefix: str) -> int:
     """Bytes of the records whose names begin so."""
     return sum(

@@ -29,8 +29,10 @@ from weft.deploy.call import call
 from weft.deploy.clients import Remote
 from weft.deploy.inbox import PromptGrid
 from weft.deploy.likes import likes
-from weft.experiment.cohort import able
+from weft.deploy.secure import Secure
+from weft.experiment.cohort import able, expected
 from weft.experiment.plugins import load_methods
+from weft.experiment.protection import protection
 from weft.experiment.run import RoundReport, Run
 from weft.experiment.settings import RunSettings, Settings
 
@@ -51,12 +53,22 @@ def elsewhere(
         raise SettingError(f"{method.name} pools everybody's data, which stay at their nodes here: use fedavg")
 
     def made(parts: Method, here: Here) -> Clients:
-        population = data.clients()
+        population, guard = data.clients(), protection(method, data, settings)
         known = likes(parts, here, int(able(data)[0]), population)
-        told = call("", method, settings, population)
-        return Remote(grid, told, parts, here.groups, known, **how)
+        told = call("", method, settings, population, guard.privacy if guard else None)
+        remote = Remote(grid, told, parts, here.groups, known, **how)
+        if settings.secure_aggregation:
+            remote.uploads = Secure(settings.secure_range, settings.secure_weight, settings.secure_threshold)
+            remote.least = max(remote.least, _hiding(population, settings))
+        return remote
 
     return made
+
+
+def _hiding(population: int, settings: RunSettings) -> int:
+    """The fewest clients of which a round can be had that hides what each of them sends."""
+    needed = max(2, settings.secure_threshold)
+    return next((n for n in range(needed, population) if expected(n, settings) >= needed), population)
 
 
 def server_app(path: Path) -> ServerApp:

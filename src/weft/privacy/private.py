@@ -273,6 +273,13 @@ def _widened(message: Any, tree: Tree) -> Any:
     return _wider(kind)(*message, tree)
 
 
+@functools.cache
+def _narrower(kind: Any) -> Any:
+    """What was widened; a message that came over a network has lost it, so one with the same fields."""
+    return getattr(kind, "inner", None) or namedtuple(kind.__name__, kind._fields[:-1])
+
+
 def _narrowed(message: Any) -> tuple[Any, Tree]:
     """(the message, the tree that was put beside it)."""
-    return type(message).inner(*message[:-1]), message[-1]
+    kind: Any = type(message)
+    return _narrower(kind)(*message[:-1]), message[-1]

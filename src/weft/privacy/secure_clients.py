@@ -1,7 +1,8 @@
 """Secure aggregation for the clients of a run: of every exchange the server gets sums, and no single upload.
 
 Here the clients are simulated, so one process holds both sides; the messages between them are those of a network. A
-server and clients in processes of their own use `summands`, `SumOf` and the two sides of the protocol in the same way.
+server and clients in processes of their own (`weft.deploy.secure`) use `flattened`, `SumOf` and the two sides of the
+protocol in the same way.
 """
 
 from __future__ import annotations
@@ -47,6 +48,25 @@ def summands(turn: Method, net: Net, up: Any, weight: Tensor, most: float) -> di
             coded, carried = {}, tree
         found[name] = {**coded, **{k: share * v.double() for k, v in carried.items()}}
     return found
+
+
+def flattened(
+    turn: Method, net: Net, up: Any, weight: Tensor, bound: float, most: float, number: int, client: int
+) -> Floats:
+    """What a client puts into the sum of round `number`, as one vector.
+
+    Raises:
+        OutOfRange: a number of it is beyond `bound`, or the weight beyond `most`; the message names the client.
+    """
+    named = summands(turn, net, up, weight, most)
+    for channel, tree in named.items():
+        largest = max((float(x.abs().max()) for x in tree.values() if x.numel()), default=0.0)
+        if largest > bound:
+            raise OutOfRange(
+                f"round {number}: client {client} sends {largest:g} on channel {channel!r}, beyond secure_range = "
+                f"{bound:g}: use a larger range"
+            )
+    return Layout.of(named).flat(named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +172,8 @@ class SecureClients:
         for part in parts:
             for i, client in enumerate(part.ids.tolist()):
                 like = tree_map(lambda x, i=i: x[i], part.up)
-                values[client] = self._vector(turn, net, like, part.weights[i], message.number, client)
+                about = self.bound, self.most, message.number, client
+                values[client] = flattened(turn, net, like, part.weights[i], *about)
         if not values:
             yield parts[0]._replace(skipped=skipped, culprit=culprit, traffic=Traffic(0, down), steps=steps)
             return
@@ -162,17 +183,6 @@ class SecureClients:
         ids, weights = torch.tensor(found.clients), torch.cat([part.weights for part in parts])
         alike = torch.full_like(weights, weight / len(ids))
         yield Part(ids, alike, up, skipped, culprit, Traffic(found.up, down + found.down), steps, parts[0].rate)
-
-    def _vector(self, turn: Method, net: Net, up: Any, weight: Tensor, number: int, client: int) -> Floats:
-        named = summands(turn, net, up, weight, self.most)
-        for channel, tree in named.items():
-            largest = max((float(x.abs().max()) for x in tree.values() if x.numel()), default=0.0)
-            if largest > self.bound:
-                raise OutOfRange(
-                    f"round {number}: client {client} sends {largest:g} on channel {channel!r}, beyond secure_range = "
-                    f"{self.bound:g}: use a larger range"
-                )
-        return Layout.of(named).flat(named)
 
     def watched(self, tell: TellNode) -> None:
         """See `Clients`."""

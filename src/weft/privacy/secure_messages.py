@@ -19,7 +19,11 @@ REVEALED = np.dtype([("client", "<i8"), ("survived", "?"), ("share", f"V{SHARE}"
 
 
 class ProtocolError(ValueError):
-    """A message that the protocol does not allow here, or that is damaged."""
+    """A message that the protocol does not allow here, or that is damaged; `client`: who sent it, if that is known."""
+
+    def __init__(self, why: str, client: int | None = None) -> None:
+        super().__init__(why)
+        self.client = client
 
 
 def written(kind: np.dtype[Any], rows: Iterable[tuple[Any, ...]]) -> bytes:
@@ -27,10 +31,10 @@ def written(kind: np.dtype[Any], rows: Iterable[tuple[Any, ...]]) -> bytes:
     return np.array(list(rows), kind).tobytes()
 
 
-def read(kind: np.dtype[Any], message: bytes) -> Records:
-    """Bytes as records."""
+def read(kind: np.dtype[Any], message: bytes, client: int | None = None) -> Records:
+    """Bytes, which `client` has sent, as records."""
     if len(message) % kind.itemsize:
-        raise ProtocolError(f"a message of {len(message)} bytes is not made of records of {kind.itemsize}")
+        raise ProtocolError(f"a message of {len(message)} bytes is not made of records of {kind.itemsize}", client)
     return np.frombuffer(message, kind)
 
 

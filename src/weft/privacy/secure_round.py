@@ -66,5 +66,5 @@ def secure_sum(
 
 
 def enough(clients: int) -> int:
-    """The usual threshold: two thirds of the clients, rounded up, and always more than half."""
+    """The usual threshold: the least number of clients that is more than two thirds of them."""
     return clients - (clients - 1) // 3

@@ -39,10 +39,10 @@ class Server:
         self._enough("have sent keys", len(answers))
         if len(answers) > self._point.clients:
             raise ProtocolError(f"{len(answers)} clients are more than the {self._point.clients} whose sum fits")
-        rows = [read(KEYS, answers[client]) for client in sorted(answers)]
+        rows = [read(KEYS, answers[client], client) for client in sorted(answers)]
         for client, row in zip(sorted(answers), rows, strict=True):
             if len(row) != 1 or int(row["client"][0]) != client:
-                raise ProtocolError(f"the keys that client {client} has sent are not its own")
+                raise ProtocolError(f"the keys that client {client} has sent are not its own", client)
             self._masking[client] = bytes(row["masking"][0])
         self._roster = {client: i + 1 for i, client in enumerate(sorted(answers))}
         whole = np.concatenate(rows).tobytes()
@@ -54,9 +54,9 @@ class Server:
         self._shared = set(answers)
         for_whom: dict[int, list[tuple[int, bytes]]] = {client: [] for client in sorted(answers)}
         for sender in sorted(answers):
-            rows = read(SEALED, answers[sender])
+            rows = read(SEALED, answers[sender], sender)
             if sorted(rows["client"].tolist()) != [c for c in self._roster if c != sender]:
-                raise ProtocolError(f"client {sender} has not sealed one share for each other client")
+                raise ProtocolError(f"client {sender} has not sealed one share for each other client", sender)
             for row in rows:
                 if int(row["client"]) in for_whom:
                     for_whom[int(row["client"])].append((sender, bytes(row["sealed"])))
@@ -65,9 +65,11 @@ class Server:
     def add(self, client: int, answer: bytes) -> None:
         """In the third step: the masked values of one client, which are added and forgotten."""
         if self._closed or client in self._alive or client not in self._shared:
-            raise ProtocolError(f"client {client} sends values too late, twice, or without having shared keys")
+            raise ProtocolError(f"client {client} sends values too late, twice, or without having shared keys", client)
         if len(answer) != self._sum.nbytes:
-            raise ProtocolError(f"client {client} has sent {len(answer)} bytes of values instead of {self._sum.nbytes}")
+            raise ProtocolError(
+                f"client {client} has sent {len(answer)} bytes of values instead of {self._sum.nbytes}", client
+            )
         self._sum += np.frombuffer(answer, self._point.kind)
         self._alive.add(client)
 
@@ -86,15 +88,16 @@ class Server:
         holders = sorted(answers)[: self._threshold]
         told: dict[int, dict[int, bytes]] = {client: {} for client in self._shared}
         for holder in holders:
-            for row in read(REVEALED, answers[holder]):
+            for row in read(REVEALED, answers[holder], holder):
                 client = int(row["client"])
                 if client not in told or bool(row["survived"]) != (client in self._alive):
-                    raise ProtocolError(f"client {holder} has revealed a share that nobody asked for")
+                    raise ProtocolError(f"client {holder} has revealed a share that nobody asked for", holder)
                 told[client][self._roster[holder]] = bytes(row["share"])
+        for holder in holders:
+            if any(self._roster[holder] not in shares for shares in told.values()):
+                raise ProtocolError(f"client {holder} has not revealed a share of each client", holder)
         factors = shamir.at_zero([self._roster[h] for h in holders])
         for client, shares in told.items():
-            if set(shares) != set(factors):
-                raise ProtocolError(f"shares of client {client} are missing")
             try:
                 secret = shamir.combine(shares, factors)
             except ValueError as error:
