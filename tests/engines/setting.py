@@ -9,6 +9,8 @@ import numpy as np
 
 from tests.local.test_plugins import COMPOSED, SETTINGS
 from weft.core import Method
+from weft.core.registry import REGISTRY
+from weft.experiment.plugins import load_methods
 from weft.experiment.settings import DataSettings, RunSettings, make
 
 CLIENTS, ROUNDS = 6, 3
@@ -25,7 +27,11 @@ BUILT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     for what, names in COMPOSED.items()
     for name in names
 }
-ALL = METHODS | BUILT
+load_methods()
+EVERY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # but what pools examples, and what has no server
+    f"{name}, by default": (name, {}, {"rounds": 2}) for name in sorted(set(REGISTRY) - {"central", "local"})
+}
+ALL = METHODS | BUILT | EVERY
 
 
 def write_examples(folder: Path) -> Path:

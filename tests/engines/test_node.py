@@ -15,6 +15,7 @@ from tests.engines.setting import METHODS, data_settings, method, run_settings, 
 from weft.core.errors import SettingError
 from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
+from weft.experiment.settings import make
 from weft.experiment.sources import federated
 
 pytest.importorskip("flwr", reason="weft[flower] is not installed")
@@ -153,6 +154,29 @@ def test_a_restarted_node_has_what_it_kept(place: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["scaffold", "feddbe", "mime", "marsit", "fedpac", "btfl"])
+def test_an_answer_that_was_lost_is_given_again(place: Path, tmp_path: Path, name: str) -> None:
+    """Every message comes twice, each time to a process of its own, and only the second answer arrives."""
+    from tests.engines.line import Line, node
+    from weft.deploy.server import elsewhere
+
+    def twice(i: int) -> Any:
+        def answer(message: Any) -> Any:
+            for _ in range(2):
+                found = node(place / "app", f"node-{i}", state=str(tmp_path / f"{i}")).answer(message)
+            return found
+
+        return answer
+
+    data, chosen = federated(data_settings(place / "points.npz")), make(name, {})
+    line = Line(**{f"node{i + 1}": twice(i) for i in range(3)})
+    settings = run_settings(executor="flower")
+    there = Run.prepare(chosen, data, settings, elsewhere=elsewhere(line, chosen, data, settings)).go()
+    here = Run.prepare(chosen, data, run_settings()).go()
+    for x, y in zip(tree_leaves(here.federation.server), tree_leaves(there.federation.server), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+
+
 def test_a_node_that_lost_its_folder_starts_anew(place: Path, tmp_path: Path, caplog: Any) -> None:
     import shutil
 
@@ -259,3 +283,23 @@ def test_late_answers_count_while_there_are_too_few(
         run.go()
     assert int(run.federation.turns.sum()) == 4 and len(asked) == len(set(asked)), asked
     assert greeted and sum("is late" in r.getMessage() for r in caplog.records) == len(greeted)
+
+
+def test_a_large_message_travels_in_pieces() -> None:
+    """No object on the way is larger than a piece, so that no limit of a transport is met by a large model."""
+    from collections import namedtuple
+
+    from flwr.app import Message, RecordDict
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    from tests.engines.line import Line, carried
+    from weft.deploy.records import download, put_download
+
+    Line()  # has it known who sends
+    records, sent = RecordDict(), {"weight": torch.randn(1 << 22)}
+    put_download(records, namedtuple("Down", ["model"])(sent))
+    message = Message(records, 1, "train.turn", ttl=9.0)
+    sizes = [len(piece.deflate()) for piece in get_all_nested_objects(message).values()]
+    assert sum(sizes) > 1 << 24 and max(sizes) < 6 << 20
+    message.metadata.__dict__["_message_id"] = message.object_id
+    assert torch.equal(download(carried(message)[0].content, {}).model["weight"], sent["weight"])

@@ -16,7 +16,17 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.engines.setting import ALL, BUILT, CLIENTS, METHODS, data_settings, method, run_settings, write_examples
+from tests.engines.setting import (
+    ALL,
+    BUILT,
+    CLIENTS,
+    EVERY,
+    METHODS,
+    data_settings,
+    method,
+    run_settings,
+    write_examples,
+)
 from weft.experiment.plugins import load_methods
 from weft.experiment.result import Result
 from weft.experiment.run import Run
@@ -59,12 +69,12 @@ def network(place: Path, port: int) -> Iterator[Any]:
         yield made
 
 
-@pytest.mark.parametrize("label", ALL)
+@pytest.mark.parametrize("label", METHODS | BUILT)
 def test_batched_is_loop(place: Path, label: str) -> None:
     assert_same(local(place, label, "loop"), local(place, label, "batched"))
 
 
-@pytest.mark.parametrize("label", ALL)
+@pytest.mark.parametrize("label", METHODS | BUILT)
 def test_ray_is_batched(place: Path, label: str) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
     settings = run_settings(executor="ray", actors=2, actor_cpus=0.25, **ALL[label][2])
@@ -89,13 +99,13 @@ def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest
     assert any(kept), "what clients keep is on their nodes' disks"
 
 
-@pytest.mark.parametrize("label", BUILT)
+@pytest.mark.parametrize("label", BUILT | EVERY)
 def test_messages_in_this_process_are_batched(place: Path, label: str, port: int, tmp_path: Path) -> None:
     """What nodes do with Flower's messages and their bytes, without processes to carry them."""
     from tests.engines.line import Line, three
     from weft.deploy.server import elsewhere
 
-    settings = run_settings(executor="flower", **BUILT[label][2])
+    settings = run_settings(executor="flower", **ALL[label][2])
     data, chosen = federated(data_settings(place / "points.npz")), method(label)
     places = elsewhere(Line(**three(place, tmp_path)), chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
     assert_same(local(place, label, "batched"), Run.prepare(chosen, data, settings, elsewhere=places).go())

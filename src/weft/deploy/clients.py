@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Remote:
     told: dict[str, Any]  # what nodes are told about the run; see `weft.deploy.call`
     method: Method
     groups: tuple[Group, ...]
-    likes: Mapping[tuple[bool, int], Any]  # (opening, exchange) -> one upload
+    like: Callable[[Asked], Any]  # what one client answers to a message
     deadline: float = 60.0  # seconds
     min_clients: int = 0  # fewest clients of a round; 0: half of all
     uploads: Uploads = field(default_factory=Plain)
@@ -103,7 +103,7 @@ class Remote:
 
     def hear(self, message: Asked, timed: Timed = untimed) -> Iterable[Part]:
         """Ask the clients' nodes, and join their answers as they come."""
-        method, like = turn_of(self.method, message), self.likes[message.number == 0, message.exchange]
+        method, like = turn_of(self.method, message), self.like(message)
         self._number = message.number
         wanted = set(message.ids.tolist())
         wanted &= self._there if message.exchange else wanted

@@ -5,29 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
-from weft.core.here import Here
-from weft.core.method import Method, Round
+from weft.core.clients import Message
+from weft.core.here import Here, turn_of
+from weft.core.method import Method
 from weft.core.task import Data, Task
 from weft.core.turn import take_turn
 
 
-def likes(method: Method, here: Here, client: int, population: int) -> dict[tuple[bool, int], Any]:
-    """(whether it is the opening, exchange) -> one upload of zeros, from one step of a client that is here."""
-    ids, net = torch.tensor([client]), next(g.net for g in here.groups if client in g.ids)
-    server = method.server(here.groups[0].net, here.groups[0].net.init(0))
-    rnd = Round(1, ids, population, here.groups[0].net)
-    mine = tree_map(lambda x: x[0].to(here.examples.y.device), here.states(ids))
-    found: dict[tuple[bool, int], Any] = {}
-    for opening, first in ((False, method), (True, method.opening)):
-        turn, exchange = first, 0
-        while turn is not None:
-            down = turn.send(server, rnd)
-            down = tree_map(lambda x: x[0], down) if turn.private_send else down
-            drawn = tree_map(lambda x: x[0], here.draw(1, ids, turn.phases, torch.zeros(1, dtype=torch.int64)))
-            drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
-            reply = take_turn(turn, net, Task(down, mine, Data(here.examples, drawn), here.public))
-            found[opening, exchange] = tree_map(lambda x: torch.zeros_like(x, device="cpu"), reply.up)
-            turn, exchange = turn.next, exchange + 1
-    return found
+class Likes:
+    """Message -> one upload of zeros, from one step of a client that is here; one for each form of a download."""
+
+    def __init__(self, method: Method, here: Here, client: int) -> None:
+        self._method, self._here, self._ids = method, here, torch.tensor([client])
+        self._net = next(g.net for g in here.groups if client in g.ids)
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, message: Message) -> Any:
+        """The answer of one client to this message."""
+        turn = turn_of(self._method, message)
+        down = tree_map(lambda x: x[0], message.down) if turn.private_send else message.down
+        leaves, spec = tree_flatten(down)
+        form = (message.number == 0, message.exchange, spec, tuple((x.shape, x.dtype) for x in leaves))
+        if form not in self._known:
+            self._known[form] = self._answer(turn, down)
+        return self._known[form]
+
+    def _answer(self, turn: Method, down: Any) -> Any:
+        here, first = self._here, torch.zeros(1, dtype=torch.int64)
+        mine = tree_map(lambda x: x[0].to(here.examples.y.device), here.states(self._ids))
+        drawn, _ = here.drawn(turn, Message(1, 0, self._ids, first, down), first)
+        drawn = tree_map(lambda x: x[0], drawn)
+        drawn = drawn._replace(steps={k: s[:1] for k, s in drawn.steps.items()})
+        reply = take_turn(turn, self._net, Task(down, mine, Data(here.examples, drawn), here.public))
+        return tree_map(lambda x: torch.zeros_like(x, device="cpu"), reply.up)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from weft.core.clients import Exam, Group, Marks
 from weft.core.clients import Message as Asked
 from weft.core.errors import SettingError
 from weft.core.here import Here, turn_of
+from weft.core.registry import find
 from weft.core.turn import Mine
 from weft.deploy.call import called, protected, shapes, version
 from weft.deploy.held import HeldUploads
@@ -111,10 +113,11 @@ class Post:
         bases = dict(zip(ids, told["base"], strict=True))
         for client, base, safe in zip(ids, told["base"], told["safe"], strict=True):
             self.shelf.forget(client, {base, safe})
-        message = Asked(number, exchange, torch.tensor(ids), torch.tensor(told["past"]), download(asked))
+        message = Asked(number, exchange, torch.tensor(ids), torch.tensor(told["past"]), self._download(asked))
         turn = turn_of(self.here.method, message)
         # what was put by in this round's last exchange, or what was kept after the last round that counted
-        minds = self._minds({k: number if exchange and number else bases[k] for k in ids})
+        later = bool(exchange and number)
+        minds = self._minds(dict.fromkeys(ids, number) if later else bases, exchange - 1 if later else None)
         heard: dict[int, tuple[Any, Tensor]] = {}
         steps, rate = 0, 1.0
         for group in self.here.groups:
@@ -131,7 +134,7 @@ class Post:
             for i, k in enumerate(some):
                 heard[k] = tree_map(lambda x, i=i: x[i], (got.up, got.weight))
                 if number:
-                    self.shelf.put(k, number, tree_map(lambda x, i=i: x[i].cpu(), got.mine))
+                    self.shelf.put(k, number, exchange, tree_map(lambda x, i=i: x[i].cpu(), got.mine))
         up, weights = tree_map(lambda *x: torch.stack(x), *[heard[k] for k in ids])
         said, net = {"ids": ids, "steps": steps, "rate": rate}, self.here.groups[0].net
         if self.held:
@@ -149,7 +152,7 @@ class Post:
     def judge(self, asked: RecordDict, reply: RecordDict) -> None:
         """How these clients do on their own examples; only figures leave."""
         told = noted(asked, "judge")
-        ids, down = told["ids"], download(asked)
+        ids, down = told["ids"], self._download(asked)
         minds = self._minds(dict(zip(ids, told["base"], strict=True)))
         for group, store in zip(self.here.groups, self.here.kept, strict=True):
             for k in ids:
@@ -167,9 +170,12 @@ class Post:
         found = self.here.judge(Exam(told["number"], told["split"], told["view"], told["full"], past, look))
         note(reply, "marks", {part: _plain(marks) for part, marks in found.items()})
 
-    def _minds(self, rounds: dict[int, int]) -> dict[int, Mine]:
+    def _download(self, asked: RecordDict) -> Any:
+        return download(asked, vars(sys.modules[find(self.here.method.name).make.__module__]))
+
+    def _minds(self, rounds: dict[int, int], exchange: int | None = None) -> dict[int, Mine]:
         try:
-            return {client: self.shelf.take(client, number) for client, number in rounds.items()}
+            return {client: self.shelf.take(client, number, exchange) for client, number in rounds.items()}
         except KeyError as error:
             client, number = error.args[0]
             raise SettingError(

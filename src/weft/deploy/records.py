@@ -37,21 +37,24 @@ def noted(records: RecordDict, name: str) -> dict[str, Any]:
 
 
 def put_download(records: RecordDict, down: Any) -> None:
-    """One record ``down.CHANNEL`` for each channel, and the order of the entries in ``down``."""
+    """One record ``down.CHANNEL`` for each channel; ``down`` has the name of the type and the order of the entries."""
     trees = down._asdict()
     for channel, tree in trees.items():
         records[f"down.{channel}"] = ArrayRecord({"tree": _array(pack(tree))})
-    note(records, "down", {channel: list(tree) for channel, tree in trees.items()})
+    order = {channel: list(tree) for channel, tree in trees.items()}
+    note(records, "down", {"type": type(down).__name__, "channels": order})
 
 
-def download(records: RecordDict) -> Any:
-    """What the server sent: a tuple whose fields are the channels."""
-    order = noted(records, "down")
-    trees = {}
+def download(records: RecordDict, types: Mapping[str, Any]) -> Any:
+    """What the server sent: a tuple whose fields are the channels; of its own type, if that is among `types`."""
+    told, trees = noted(records, "down"), {}
+    order = told["channels"]
     for channel, names in order.items():
         found = load(_bytes(records, f"down.{channel}", "tree"))
         trees[channel] = {name: found[name] for name in names}
-    return namedtuple("Down", order)(**trees)
+    kind: Any = types.get(told["type"])
+    known = getattr(kind, "_fields", None) == tuple(order)
+    return kind(**trees) if known else namedtuple("Down", order)(**trees)
 
 
 def put_uploads(records: RecordDict, turn: Method, net: Net, ids: Sequence[int], up: Any) -> None:

@@ -28,7 +28,7 @@ from weft.data.source import Source
 from weft.deploy.call import call
 from weft.deploy.clients import Remote
 from weft.deploy.inbox import PromptGrid
-from weft.deploy.likes import likes
+from weft.deploy.likes import Likes
 from weft.deploy.secure import Secure
 from weft.experiment.cohort import able, expected
 from weft.experiment.plugins import load_methods
@@ -54,7 +54,7 @@ def elsewhere(
 
     def made(parts: Method, here: Here) -> Clients:
         population, guard = data.clients(), protection(method, data, settings)
-        known = likes(parts, here, int(able(data)[0]), population)
+        known = Likes(parts, here, int(able(data)[0]))
         told = call("", method, settings, population, guard.privacy if guard else None)
         remote = Remote(grid, told, parts, here.groups, known, **how)
         if settings.secure_aggregation:
