@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.methods import search
 from benchmarks.methods.table import Row
 
 SKEW = ("mnist-dirichlet", "fashion-dirichlet", "mnist-pathological", "cifar10-dirichlet")
@@ -151,6 +152,9 @@ def verdicts(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[Verd
         for setting in claim.settings or everywhere:
             a, b = (_row(rows, setting, side) for side in (claim.better, claim.worse))
             why = EXPLANATIONS.get((str(claim.better), str(claim.worse), setting), "")
+            if claim.figure == "accuracy" and a and b and None not in (later := (a.get("longer"), b.get("longer"))):
+                x, y = later
+                why = f"{why} After {search.LONGER} rounds, one seed: {100 * x:.2f} against {100 * y:.2f}.".strip()
             if a is None or b is None or a.get(claim.figure) is None or b.get(claim.figure) is None:
                 found.append(Verdict(claim, setting, "not run", None, None, None, why))
                 continue
@@ -161,6 +165,12 @@ def verdicts(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[Verd
             word = "agrees" if gain > 2 * error else "disagrees" if gain < -2 * error else "within noise"
             found.append(Verdict(claim, setting, word, x, y, error, why))
     return found
+
+
+def doubted(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[tuple[str, str]]:
+    """(setting, method) of all whose accuracy is in another order than papers say."""
+    wrong = [v for v in verdicts(rows, claims) if v.word == "disagrees" and v.claim.figure == "accuracy"]
+    return sorted({(v.setting, side.method) for v in wrong for side in (v.claim.better, v.claim.worse)})
 
 
 def _row(rows: Sequence[Mapping[str, Any]], setting: str, side: Side) -> Mapping[str, Any] | None:

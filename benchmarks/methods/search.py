@@ -15,6 +15,8 @@ from weft.core.registry import find
 
 SEARCH_SEED = 100
 SEEDS = (0, 1, 2)
+LONGER = 100
+"""Rounds of a run, with the chosen options and the first seed, that asks whether an order changes with time."""
 
 PARAMETERS: dict[str, tuple[str, tuple[Any, Any]]] = {
     "apfl": ("alpha", (0.25, 0.75)),
@@ -71,12 +73,12 @@ PARAMETERS: dict[str, tuple[str, tuple[Any, Any]]] = {
 """Method -> its parameter, and what is tried beside the default. The others have two more learning rates instead."""
 
 
-def fixed(method: str, setting: Setting) -> dict[str, Any]:
+def fixed(method: str, rounds: int) -> dict[str, Any]:
     """What every run of a method has: plain SGD for all, and the length of the run where a method must know it."""
     options: dict[str, Any] = {}
     if "opt" in find(method).options:
         options |= {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
-    told = {"fedkd": {"rounds": setting.rounds}, "pfa": {"warm": setting.rounds // 4}}
+    told = {"fedkd": {"rounds": rounds}, "pfa": {"warm": rounds // 4}}
     return options | told.get(method, {})
 
 

@@ -20,7 +20,8 @@ Row = dict[str, Any]
 PLACE = Path(__file__).parents[2] / "docs" / "leaderboard" / "table.csv"
 NUMBERS = frozenset({
     "rank", "seeds", "lr", "rounds", "trials", "validation", "accuracy", "accuracy.se", "mean", "mean.se", "std",
-    "worst_decile", "worst_decile.se", "last", "last.se", "bytes_up", "bytes_down", "steps", "flops", "seconds",
+    "worst_decile", "worst_decile.se", "last", "last.se", "longer", "bytes_up", "bytes_down",
+    "steps", "flops", "seconds",
 })  # fmt: skip
 
 
@@ -98,6 +99,8 @@ def _rows(name: str, method: str, done: Mapping[str, Trial]) -> list[Row]:
             figures[column] = mean(values)
             if column != "std":
                 figures[f"{column}.se"] = standard_error(values)
+        longer = done.get(f"rounds={search.LONGER}", {}).get("views")
+        figures["longer"] = longer[view]["chosen"]["accuracy"] if longer else None
         found.append(row | figures | costs)
     return found
 

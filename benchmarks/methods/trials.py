@@ -47,28 +47,31 @@ def pairs(settings: Sequence[str] = (), methods: Sequence[str] = (), part: tuple
     return every[i - 1 :: n]
 
 
-def go(chosen: Sequence[Pair], out: Path, until: float = float("inf")) -> None:
+def go(chosen: Sequence[Pair], out: Path, until: float = float("inf"), longer: bool = False) -> None:
     """Run on one core until all is done, or begin nothing more after the time `until` (seconds since 1970)."""
     load_methods()  # in a process of its own
     torch.set_num_threads(1)
-    steps = work(chosen, out)
+    steps = work(chosen, out, longer)
     while time.time() < until and (line := next(steps, None)):
         print(line, flush=True)
 
 
-def work(chosen: Sequence[Pair], out: Path) -> Iterator[str]:
-    """Run what is missing, and say a line after each run; results are under ``out/SETTING/METHOD/``."""
+def work(chosen: Sequence[Pair], out: Path, longer: bool = False) -> Iterator[str]:
+    """Run what is missing, and say a line after each run; results are under ``out/SETTING/METHOD/``.
+
+    `longer`: also the run of `search.LONGER` rounds.
+    """
     for name in dict.fromkeys(s for s, _ in chosen):
         _same(out / name, SETTINGS[name])
     for name, method in chosen:
-        while trial := following(SETTINGS[name], method, read(out / name / method)):
+        while trial := following(SETTINGS[name], method, read(out / name / method), longer):
             found = run(SETTINGS[name], method, trial)
             _write(out / name / method / f"{label(trial)}.json", found)
             said = found.get("error") or f"validation {found['validation']:.4f}"
             yield f"{name} {method} {label(trial)}: {said}"
 
 
-def following(setting: Setting, method: str, done: Mapping[str, Trial]) -> Trial | None:
+def following(setting: Setting, method: str, done: Mapping[str, Trial], longer: bool = False) -> Trial | None:
     """The next trial of a method on a setting, given those done; None when there is none."""
     half = max(1, setting.rounds // 2)
     stages = search.rates(setting)
@@ -88,7 +91,8 @@ def following(setting: Setting, method: str, done: Mapping[str, Trial]) -> Trial
         trial = {"options": options, "seed": seed, "rounds": setting.rounds}
         if f"seed={seed}" not in done:
             return trial
-    return None
+    last = {"options": options, "seed": search.SEEDS[0], "rounds": search.LONGER}
+    return last if longer and label(last) not in done else None
 
 
 def chosen(done: Mapping[str, Trial]) -> dict[str, Any]:
@@ -99,6 +103,8 @@ def chosen(done: Mapping[str, Trial]) -> dict[str, Any]:
 
 def label(trial: Mapping[str, Any]) -> str:
     """The name of a trial's file."""
+    if trial.get("rounds") == search.LONGER:
+        return f"rounds={search.LONGER}"
     if trial["seed"] != search.SEARCH_SEED:
         return f"seed={trial['seed']}"
     return ",".join(f"{k}={v}" for k, v in trial["options"].items())
@@ -112,7 +118,8 @@ def read(place: Path) -> dict[str, Trial]:
 def run(setting: Setting, method: str, trial: Trial) -> Trial:
     """One run: the trial with its figures, or with why it failed."""
     found = dict(trial) | {"setting": setting.name, "method": method, "source": source_of(method)}
-    made = make(method, search.fixed(method, setting) | trial["options"])
+    told = search.fixed(method, max(trial["rounds"], setting.rounds))
+    made = make(method, told | trial["options"])
     examples, net = data(setting.name), network(setting.name)
     began = time.process_time()
     try:

@@ -127,7 +127,7 @@ def test_a_search_is_as_long_for_every_method() -> None:
             every = search.rates(setting) + search.neighbours(name, setting, setting.rates[1])
             assert len({json.dumps(o) for o in every}) == 5, name
             for options in every[-2:]:
-                trials.make(name, search.fixed(name, setting) | options)
+                trials.make(name, search.fixed(name, setting.rounds) | options)
     assert set(search.PARAMETERS) <= set(REGISTRY)
 
 
@@ -190,6 +190,25 @@ def test_claims_are_judged_by_the_rows(better: tuple[float, float], worse: tuple
     claim = claims.Claim(claims.Side("a"), claims.Side("b"), ("s", "t"), "")
     here, there = claims.verdicts(rows, [claim])
     assert (here.word, there.word) == (word, "not run")
+
+
+def test_an_order_in_doubt_is_run_for_longer(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = {"fedavg": 0.6, "fedprox": 0.7}
+    monkeypatch.setattr(trials, "run", lambda setting, method, t: trial(0.5, test=later[method]) | t)
+    for name, accuracy in (("fedavg", 0.5), ("fedprox", 0.3)):
+        put(tmp_path, name, full(name, accuracy))
+
+    def rows() -> list[table.Row]:
+        return table.table(tmp_path, [toy], list(later))
+
+    a, b = claims.Side("fedprox"), claims.Side("fedavg")
+    claim = claims.Claim(a, b, (toy,), "")
+    assert not claims.doubted(rows(), [claims.Claim(b, a, (toy,), "")])
+    assert claims.doubted(rows(), [claim]) == [(toy, name) for name in later]
+    assert len(list(trials.work(claims.doubted(rows(), [claim]), tmp_path, longer=True))) == 2
+    assert trials.read(tmp_path / toy / "fedavg")["rounds=100"]["rounds"] == search.LONGER == 100
+    (verdict,) = claims.verdicts(rows(), [claim])
+    assert verdict.word == "disagrees" and verdict.why == "After 100 rounds, one seed: 70.00 against 60.00."
 
 
 def test_claims_name_what_there_is() -> None:
