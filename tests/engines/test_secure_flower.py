@@ -177,7 +177,9 @@ class Absent(Here):
         yield from super().hear(message._replace(ids=ids, past=message.past[: len(ids)]), *given)
 
 
-def test_nodes_that_die_between_the_steps(place: Path, network: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_nodes_that_die_between_the_steps(
+    place: Path, network: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In round 2 node-2 dies before its masked values, so it is not in the sum; node-1 after them, so it is."""
     from weft.deploy.shelf import Shelf
 
@@ -187,7 +189,7 @@ def test_nodes_that_die_between_the_steps(place: Path, network: Any, caplog: pyt
     with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
         run = there(place, grid, "scaffold", {"min_clients": CLIENTS}, secure_threshold=4, **changed)
         remote: Any = run.federation.clients
-        keep, ask, pulled, buried = remote.keep, remote.ask, remote._pulled, set[str]()
+        keep, ask, pulled, buried = remote.keep, remote.ask, grid.pull_messages, set[str]()
 
         def kept(ids: Tensor) -> None:
             keep(ids)
@@ -197,14 +199,16 @@ def test_nodes_that_die_between_the_steps(place: Path, network: Any, caplog: pyt
             remote.deadline = LONG
             yield from ask(*given)
 
-        def pull(names: list[str]) -> Iterator[Any]:  # the deadline is over when the one that is waited for has died
+        def pull(names: Any) -> Iterator[Any]:  # the deadline is over when the one that is waited for has died
+            names = list(names)
             yield from pulled(names)
             dead = {name for name, process in network.nodes.items() if process.poll() is not None} - buried
             if dead and len(names) == 1:
                 buried.update(dead)
                 remote.deadline = 0.0
 
-        remote.keep, remote.ask, remote._pulled = kept, asked, pull
+        remote.keep, remote.ask = kept, asked
+        monkeypatch.setattr(grid, "pull_messages", pull)
         run.go()
     for name in ("node-1", "node-2"):
         assert network.nodes[name].poll() == 9, network.log(name)

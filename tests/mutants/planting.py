@@ -12,6 +12,7 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
+from tests.laws.test_executors import batched
 from weft.core.registry import REGISTRY
 from weft.local.stack import _TRACES
 
@@ -88,11 +89,12 @@ class Mutant:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        """The code with the mistake in it. Steps that were traced without it are forgotten, before and after."""
-        traces: dict[Any, Any] = _TRACES
+        """The code with the mistake in it. Steps that were traced, and runs made, without it are forgotten."""
+        remembered = (_TRACES.clear, batched.cache_clear)
         with ExitStack() as stack:
-            stack.callback(traces.clear)
-            traces.clear()
+            for forget in remembered:
+                stack.callback(forget)
+                forget()
             for part in self.plant:
                 stack.enter_context(part.planted())
             yield
