@@ -229,7 +229,7 @@ class _Closed(NamedTuple):
 
 WORTH = 100
 """A trace costs about as much time as so many untraced steps."""
-_MOST_TRACES = 128
+_MOST_TRACES = 64
 _TRACES: dict[Any, Fold] = {}
 _TRACING = threading.Lock()
 
