@@ -80,7 +80,7 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(ray, ignore_errors=True)
-    assert run == 9 and len(terminals) == 5
+    assert run == 10 and len(terminals) == 5
     terminal = (tmp_path / "terminal-0.log").read_text()
     assert json.loads((tmp_path / "runs/joined/summary.json").read_text())["finished"], terminal
     laptop, network = (json.loads((tmp_path / "runs" / n / "summary.json").read_text()) for n in ("laptop", "network"))
