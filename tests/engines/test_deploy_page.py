@@ -24,9 +24,6 @@ BLOCK = re.compile(r"^(?P<terminal><!-- terminal -->\n)?```(?P<kind>\w*)\n(?P<bo
 SECONDS = 240
 
 
-@pytest.mark.skipif(
-    not os.environ.get("WEFT_SLOW"), reason="starts some thirty processes, which takes minutes: WEFT_SLOW=1 runs it"
-)
 def test_every_command_of_the_page(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
     from weft.deploy.superlink import free_port

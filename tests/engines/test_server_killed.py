@@ -55,9 +55,6 @@ def wait(what: str, so: object, network: object) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(
-    not os.environ.get("WEFT_SLOW"), reason="starts a dozen processes one after another, a minute: WEFT_SLOW=1 runs it"
-)
 def test_the_server_is_killed_and_started_again(tmp_path: Path) -> None:
     from weft.deploy.app import init
     from weft.deploy.network import Network

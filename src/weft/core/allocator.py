@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed."""
+"""The C library's allocator, told to keep what is freed while a run goes on."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """Let the system have what was kept, at the end of a run: many runs of one process need no more than one."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from weft.core.allocator import give_back_freed_memory
 from weft.core.clients import Clients
 from weft.core.errors import SettingError
 from weft.core.here import Here
@@ -179,6 +180,7 @@ class Run:
         with Status(self.folder, about, self.last, done=self.done, local=here) as status, self._spread():
             self.federation.clients.watched(status.node)
             self._play(tell, status)
+        give_back_freed_memory()
         return self.result()
 
     @contextmanager
