@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
@@ -15,6 +16,7 @@ from weft.core.clients import Exam, Marks, Message, Part
 from weft.core.here import Here, turn_of
 from weft.core.reduction import merged
 from weft.executors.plan import cores, memory
+from weft.version import __version__
 
 Build = Callable[..., Here]
 """(client ids, device, ...) -> those clients of a run. A function that another process can import by its name."""
@@ -36,6 +38,11 @@ def _tensor(array: Any, device: torch.device | str, own: bool) -> Tensor:
     return torch.from_numpy(array.copy() if own else array).to(device)
 
 
+def versions() -> dict[str, str]:
+    """What must be the same on all machines."""
+    return {"weft": __version__, "torch": torch.__version__, "Python": platform.python_version()}
+
+
 class Place:
     """What an actor is. Its methods take and give arrays; a run is told by its name."""
 
@@ -48,8 +55,6 @@ class Place:
 
     def about(self) -> dict[str, Any]:
         """Versions, and the bytes of memory for clients."""
-        from weft.executors.pool import versions
-
         return {**versions(), "memory": int(memory(self._device) * self._share)}
 
     def hold(self, run: str, build: Build, ids: Any, saved: Any, *what: Any) -> None:

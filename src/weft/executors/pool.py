@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from weft.core.errors import SettingError
-from weft.executors.place import Place
+from weft.executors.place import Place, versions
 from weft.executors.plan import cores
-from weft.version import __version__
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do some day
@@ -83,11 +79,6 @@ class Pool:
             if wrong := next((f[name] for f in found if f[name] != ours), None):
                 raise SettingError(f"{self._said} has {name} {wrong}, and here is {ours}: install the same there")
         return found
-
-
-def versions() -> dict[str, str]:
-    """What must be the same on all machines."""
-    return {"weft": __version__, "torch": torch.__version__, "Python": platform.python_version()}
 
 
 def _start(address: str) -> None:
