@@ -49,6 +49,7 @@ bench-mnist: $(VENV)/core
 bench-speed: $(VENV)/core
 	$(BIN)/pip install -q -c constraints.txt pillow
 	-$(BIN)/python benchmarks/speed/run.py $(SPEED)
+	-$(BIN)/python benchmarks/speed/limits.py
 	$(BIN)/python benchmarks/speed/page.py
 
 # The leaderboard: every method on every setting, on two processes, in at most three hours. Reads WEFT_DATA; may be interrupted,

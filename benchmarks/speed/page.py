@@ -1,4 +1,4 @@
-"""Write table.csv and README.md from the results of run.py: python benchmarks/speed/page.py [HOME] [FOLDER]."""
+"""Write README.md, table.csv and operations.csv from what run.py and limits.py found: page.py [HOME] [FOLDER]."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ CLOSE = 0.03
 def read(home: Path) -> list[Row]:
     """All blocks there are."""
     return [json.loads(place.read_text()) for place in sorted((home / "results").glob("*/*.json"))]
+
+
+def read_limits(home: Path) -> list[Row]:
+    """What bounds a round, one entry for each workload and precision."""
+    return [json.loads(place.read_text()) for place in sorted((home / "limits").glob("*.json"))]
 
 
 def table(blocks: Sequence[Row], workloads: Mapping[str, Workload] = WORKLOADS) -> list[Row]:
@@ -73,17 +78,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_csv(rows: Sequence[Row], place: Path) -> None:
+def write_csv(rows: Sequence[Row], place: Path, columns: Sequence[str] = COLUMNS) -> None:
     """All rows and figures."""
     with place.open("w", newline="") as file:
-        out = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        out = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         out.writeheader()
         for row in rows:
             rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-            out.writerow(rounded | {"remarks": "; ".join(row["remarks"])})
+            out.writerow(rounded | ({"remarks": "; ".join(row["remarks"])} if "remarks" in row else {}))
 
 
-def page(rows: Sequence[Row], blocks: Sequence[Row], workloads: Mapping[str, Workload] = WORKLOADS) -> str:
+def operations(limits: Sequence[Row]) -> list[Row]:
+    """The operations of a round, one row for each."""
+    return [
+        {k: told[k] for k in ("workload", "precision")} | dict(zip(OPERATION, each, strict=True))
+        for told in limits
+        for each in told["operations"]
+    ]
+
+
+OPERATION = ("operation", "seconds", "calls")
+
+
+def page(
+    rows: Sequence[Row],
+    blocks: Sequence[Row],
+    limits: Sequence[Row] = (),
+    workloads: Mapping[str, Workload] = WORKLOADS,
+) -> str:
     """The page in Markdown."""
     lines = [
         "# Speed", "",
@@ -93,6 +115,11 @@ def page(rows: Sequence[Row], blocks: Sequence[Row], workloads: Mapping[str, Wor
         "the blocks' own ratios; above 1, Weft is quicker. Accuracy: after the same rounds on the test data, of the",
         "shared model; for Ditto and S7 of the clients' own models. In S7 an update is the judgement of one model.",
         "`make bench-speed` runs it again, `table.csv` has all figures.", "",
+        "What bounds a round was measured apart from the table, each workload in a minute of its own: this machine's",
+        "ceilings (a matrix product of 2048 and a copy of 64 MiB, on all cores), the floating-point operations that",
+        "are counted and the bytes that have to move at the least (weights twice read and once written in a step, each",
+        "example read once), and the time that torch's operations of a round take one after the other on one core,",
+        "without what is between them; `operations.csv` has them.", "",
         *_machines(blocks), "",
     ]  # fmt: skip
     for name, w in workloads.items():
@@ -100,6 +127,12 @@ def page(rows: Sequence[Row], blocks: Sequence[Row], workloads: Mapping[str, Wor
             here = [r for r in rows if (r["workload"], r["precision"]) == (name, precision)]
             if here:
                 lines += _section(w, precision, here, blocks, rows)
+                lines += [
+                    line
+                    for told in limits
+                    if (told["workload"], told["precision"]) == (name, precision)
+                    for line in _bounds(told, here)
+                ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -155,6 +188,48 @@ def _section(w: Workload, precision: str, here: list[Row], blocks: Sequence[Row]
     return [*lines, ""]
 
 
+CORES = 2
+
+
+def _bounds(told: Row, here: Sequence[Row]) -> list[str]:
+    """What bounds a round, and which missed targets are out of reach for that."""
+    runs, best = told["runs"], told["ceilings"]
+    most = runs * max(told["flops"] / best["flops"], told["bytes"] / best["bytes"])
+    alone = runs * told["operations_seconds"] / CORES
+    parts = ", ".join(f"{part} {_time(seconds)}" for part, seconds in told["parts"].items() if seconds > 1e-4)
+    largest = ", ".join(
+        f"`{name}` {seconds / told['operations_seconds']:.0%}" for name, seconds, _ in told["operations"][:5]
+    )
+    each = f"a round of each of {runs} runs" if runs > 1 else "a round"
+    lines = [
+        f"What bounds it: {each} is {told['flops'] / 1e9:.3g} GFLOP and moves {told['bytes'] / 1e6:.3g} MB at the "
+        f"least. At {best['flops'] / 1e9:.0f} GFLOP/s and {best['bytes'] / 1e9:.0f} GB/s that takes {_time(most)}; "
+        f"torch's operations by themselves take {_time(alone)} on {CORES} cores that never wait "
+        f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])}"
+        + (f" ({parts})." if parts and runs == 1 else "."),
+        "",
+    ]
+    for row in here:
+        if not row.get("target") or "ratio" not in row or row["ratio"] >= row["target"]:
+            continue
+        need = row["median"] / row["target"]
+        why = f"- Not reached: {row['target']:g} times {row['peer']} would be {_time(need)}, "
+        if need < most:
+            why += "which is less than the ceilings allow."
+        elif need < alone:
+            why += "less than torch's operations take by themselves: it needs other operations, not less between them."
+        else:
+            why += (
+                f"{need / alone:.1f} times what the operations take by themselves: what is between them costs too much."
+            )
+        lines.append(why)
+    return [*lines, ""] if lines[-1] else lines
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def main() -> None:
     home = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/speed")
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent
@@ -162,8 +237,10 @@ def main() -> None:
     if not blocks:
         raise SystemExit(f"{home} holds no results: run benchmarks/speed/run.py first")
     rows = table(blocks)
+    limits = read_limits(home)
     write_csv(rows, folder / "table.csv")
-    (folder / "README.md").write_text(page(rows, blocks))
+    write_csv(operations(limits), folder / "operations.csv", ("workload", "precision", *OPERATION))
+    (folder / "README.md").write_text(page(rows, blocks, limits))
 
 
 if __name__ == "__main__":

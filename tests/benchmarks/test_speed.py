@@ -155,7 +155,7 @@ def test_blocks_are_run_once_and_told_in_the_table(tmp_path: Path, monkeypatch: 
     rows = page.table(blocks, {"toy": workload})
     assert {r["peer"] for r in rows} == set(names)
     assert all(not r["remarks"] or "accuracy" in r["remarks"][0] for r in rows)
-    text = page.page(rows, blocks, {"toy": workload})
+    text = page.page(rows, blocks, workloads={"toy": workload})
     assert all(f"| {name} |" in text for name in names)
     with pytest.raises(TypeError):  # other rounds are other blocks
         run.measure([replace(workload, rounds=3)], peers, tmp_path, 1, ["fp32"])
@@ -194,9 +194,44 @@ def test_the_table_marks_what_is_not_comparable(tmp_path: Path) -> None:
     assert rows["broken"]["remarks"] == ["1 of 1 blocks failed: no such thing"]
     page.write_csv(list(rows.values()), tmp_path / "table.csv")
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 6
-    text = page.page(list(rows.values()), blocks, {"toy": workload})
+    text = page.page(list(rows.values()), blocks, workloads={"toy": workload})
     assert "| sequential | 4 | 2 | 6 | 0.5 | 100 | 90.00 % | 4.00 (2.50 to 3.00) | 3 |" in text
     assert "no such thing" in text
+
+
+def test_what_bounds_a_round_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, limits = module("workloads"), module("limits")
+    workload = toy(model="logistic")
+    monkeypatch.setitem(w.WORKLOADS, "toy", workload)
+    monkeypatch.setattr(limits, "measured", lambda device, dtype: module("weft.experiment.account").Ceilings(1.0, 1.0))
+    w.prepare(workload, tmp_path / "toy", images())
+    told = limits.limits(workload, "fp32", tmp_path / "toy")
+    steps, weights = 2 * 2, 16 * 3 + 3  # two clients with two batches of three images of 16 pixels, three labels
+    assert told["flops"] == steps * 2 * (2 * 3 * 16 * 3)  # logits, and the gradient of the weights
+    assert told["bytes"] == 4 * (3 * weights * steps + 12 * 16)
+    assert sum(seconds for _, seconds, _ in told["operations"]) == pytest.approx(told["operations_seconds"])
+    assert told["parts"] and told["operations"][0][1] >= told["operations"][1][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("flops", "alone", "said"),
+    [(4.0, 8.0, "than the ceilings allow"), (1.0, 8.0, "other operations"), (1.0, 2.0, "2.0 times")],
+)
+def test_the_page_says_why_a_target_is_missed(flops: float, alone: float, said: str) -> None:
+    page = module("page")
+    workload = toy(targets={"sequential": 3})
+    blocks = [block("weft", [3.0, 3.0]), block("sequential", [6.0, 6.0])]  # so 2 s would do
+    bound = {
+        "workload": "toy", "precision": "fp32", "runs": 1, "seconds": 3.0, "parts": {"local": 2.5}, "flops": flops,
+        "bytes": 1.0, "ceilings": {"flops": 1.0, "bytes": 1.0}, "operations_seconds": alone,
+        "operations": [["mm", alone, 4]],
+    }  # fmt: skip
+    rows = page.table(blocks, {"toy": workload})
+    text = page.page(rows, blocks, [bound], {"toy": workload})
+    assert said in text and "Not reached: 3 times sequential would be 2 s" in text
+    quick = [block("weft", [1.0, 1.0]), blocks[1]]
+    text = page.page(page.table(quick, {"toy": workload}), quick, [bound], {"toy": workload})
+    assert "Not reached" not in text and "What bounds it" in text
 
 
 def test_every_workload_fits_its_data_and_its_peers() -> None:

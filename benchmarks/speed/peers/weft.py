@@ -67,10 +67,13 @@ def federated(p: Prepared) -> FederatedData:
     return FederatedData(source, **splits, protocol="official", manifest=note)
 
 
-def run(p: Prepared, data: FederatedData, precision: str, lr: float, first: Mapping[str, np.ndarray]) -> Run:
+def run(
+    p: Prepared, data: FederatedData, precision: str, lr: float, first: Mapping[str, np.ndarray], workers: int = 0
+) -> Run:
     """A run that is ready to go, from these first weights."""
     w, model = p.workload, None
     asked = {"epochs": w.epochs, "batch_size": w.batch_size, "cohort": w.cohort, "seed": w.seed, "precision": precision}
+    asked |= {"workers": workers}
     if w.model in NETWORKS:  # a module that other peers train too
         model = lambda: NETWORKS[w.model](p.x.shape[1:], p.classes)  # noqa: E731
     else:
@@ -142,21 +145,28 @@ def accuracy(made: Run) -> float:
 def training(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
     """The rounds of one run."""
     made = run(p, federated(p), precision, p.workload.lr, p.first)
-    told = rounds(made, p.cohorts[: warmup + timed], p.workload.seed, p.workload.evaluate_every)
+    with made.cores():
+        told = rounds(made, p.cohorts[: warmup + timed], p.workload.seed, p.workload.evaluate_every)
     return told[warmup:], accuracy(made), str(made.engine.plan)
+
+
+def personal(p: Prepared, made: Run) -> None:
+    """Give every client its personal model, as if it had had a turn."""
+    everyone = torch.arange(p.workload.clients)
+    models = {k: torch.from_numpy(v) for k, v in personal_models(p).items()}
+    made.here.kept[0].scatter(everyone, Mine(models, {}))
+    made.federation = replace(made.federation, turns=torch.ones_like(everyone))
 
 
 def evaluation(p: Prepared, timed: int, warmup: int, precision: str) -> Found:
     """S7: all personal models on their clients' test rows, as Ditto's personal view."""
     made = run(p, federated(p), precision, p.workload.lr, p.first)
-    everyone = torch.arange(p.workload.clients)
-    models = {k: torch.from_numpy(v) for k, v in personal_models(p).items()}
-    made.here.kept[0].scatter(everyone, Mine(models, {}))
-    made.federation = replace(made.federation, turns=torch.ones_like(everyone))
+    personal(p, made)
     told, found = [], {}
     for _ in range(warmup + timed):
         began = time.perf_counter()
-        found = judged(made, "personal")
+        with made.cores():
+            found = judged(made, "personal")
         told.append((time.perf_counter() - began, int(found["counts"].sum()), len(found["clients"])))
     return told[warmup:], float(found["accuracy"].mean()), f"at most {made.engine.plan.chunk} models judged together"
 

@@ -110,16 +110,17 @@ class Here:
                     replies.append(self.execute(turn, net, given, mine, self.examples, drawn, self.public))
                 self._minds[seat] = replies[-1].mine
             up, weights, members = _in_order(replies, [ids[seat.here] for seat in seats])
-            ok, culprit = finite(up, weights), ""
+            total = reduced(turn, self.groups[0].net, up, weights) if sums(turn) else None
+            ok, culprit = finite(up, weights, total), ""
             traffic = Traffic(
                 _bytes_up(turn, self.groups[0].net, up, len(members), self.weigh), received * len(members)
             )
             if not ok.all():
                 culprit = culprit_of(up)
                 up, weights = tree_map(lambda x, f=ok: x[f.to(x.device)], (up, weights))
-            if ok.any() and sums(turn):
-                up = reduced(turn, self.groups[0].net, up, weights)
-            yield Part(members[ok], weights, up, members[~ok], culprit, traffic, steps, drawn.rate[0])
+                total = reduced(turn, self.groups[0].net, up, weights) if ok.any() and sums(turn) else None
+            whole = up if total is None else total
+            yield Part(members[ok], weights, whole, members[~ok], culprit, traffic, steps, drawn.rate[0])
 
     def drawn(self, turn: Method, message: Message, at: Tensor) -> tuple[Turn, int]:
         """(the batches of those clients of a message that are `at` these places, their steps in all)."""
@@ -223,11 +224,15 @@ def _in_order(replies: Sequence[Reply[Any, Any]], clients: Sequence[Tensor]) -> 
     return up, weights, ids
 
 
-def finite(up: Any, weights: Tensor) -> Tensor:
-    """Bool [clients], on the host: every number that a client sent is finite."""
-    floats = [weights, *(x for x in tree_leaves(up) if x.is_floating_point())]
-    if bool(torch.stack([x.sum().double() for x in floats]).isfinite().all()):  # one pass; a sum lets none of them hide
+def finite(up: Any, weights: Tensor, total: Any = None) -> Tensor:
+    """Bool [clients], on the host: every number that a client sent is finite.
+
+    `total`: a sum of the uploads, if there is one. It lets nothing that is not finite hide, and is quicker to look at.
+    """
+    one = [weights, *(x for x in tree_leaves(up if total is None else total) if x.is_floating_point())]
+    if bool(torch.stack([x.sum().double() for x in one]).isfinite().all()):  # one pass; nor does this sum
         return torch.ones(len(weights), dtype=torch.bool)
+    floats = [weights, *(x for x in tree_leaves(up) if x.is_floating_point())]
     ok = torch.stack([x.flatten(1).isfinite().all(1) if x.ndim > 1 else x.isfinite() for x in floats])
     return ok.all(0).cpu()
 

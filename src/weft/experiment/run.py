@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from weft.core.clients import Clients
 from weft.core.errors import SettingError
 from weft.core.here import Here
 from weft.core.method import Method
+from weft.core.parallel import intra_op
 from weft.core.round import Federation, begin, play
 from weft.data.federated import FederatedData
 from weft.evaluation.protocol import judge
@@ -177,11 +178,16 @@ class Run:
             "device": str(self.device),
         }
         here = self.settings.executor in ("batched", "loop")
-        with Status(self.folder, about, self.last, done=self.done, local=here) as status, self._spread():
+        with Status(self.folder, about, self.last, done=self.done, local=here) as status, self._spread(), self.cores():
             self.federation.clients.watched(status.node)
             self._play(tell, status)
         give_back_freed_memory()
         return self.result()
+
+    def cores(self) -> AbstractContextManager[None]:
+        """Inside, the cores of this machine are left to the executor's workers, if it has any."""
+        workers = self.settings.executor == "batched" and self.engine.plan.workers > 1
+        return intra_op(1) if workers else nullcontext()
 
     @contextmanager
     def _spread(self) -> Iterator[None]:
