@@ -12,7 +12,7 @@ from benchmarks.methods import papers
 from benchmarks.methods.claims import Verdict, verdicts
 from benchmarks.methods.search import SEEDS
 from benchmarks.methods.settings import SETTINGS
-from benchmarks.methods.table import PLACE, Row, kind, load, table, whole, write
+from benchmarks.methods.table import PLACE, Row, kind, load, renewed, whole, write
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -222,7 +222,7 @@ def _best(rows: Sequence[Row], name: str, who: str, title: str) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     if argv:
-        write(table(Path(argv[0])))
+        write(renewed(Path(argv[0])))
     rows = load()
     (PLACE.parent / "index.html").write_text(render(rows), encoding="utf-8")
     (PLACE.parent / "README.md").write_text(readme(rows), encoding="utf-8")

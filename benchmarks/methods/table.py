@@ -130,6 +130,13 @@ def write(rows: Sequence[Row], place: Path = PLACE) -> None:
     write_csv([{k: "" if v is None else v for k, v in row.items()} for row in rows], place)
 
 
+def renewed(out: Path, place: Path = PLACE) -> list[Row]:
+    """The rows of `table`, and from the CSV those of settings that are not in `out` at all."""
+    found = table(out)
+    before = [r for r in load(place) if not (out / r["setting"]).is_dir()] if place.exists() else []
+    return sorted([*found, *before], key=lambda r: list(SETTINGS).index(r["setting"]))
+
+
 def load(place: Path = PLACE) -> list[Row]:
     """The rows of a CSV, with numbers as numbers and None for what is not there."""
     with place.open(newline="") as file:

@@ -218,3 +218,12 @@ def test_claims_name_what_there_is() -> None:
             assert not side.view or side.view in REGISTRY[side.method].make().views
     known = {(str(c.better), str(c.worse), s) for c in claims.CLAIMS for s in c.settings or settings.SETTINGS}
     assert set(claims.EXPLANATIONS) <= known
+
+
+def test_settings_that_have_no_results_here_keep_their_rows(tmp_path: Path) -> None:
+    before, out = table.load(), tmp_path / "out"
+    table.write(before, tmp_path / "table.csv")
+    assert table.renewed(out, tmp_path / "table.csv") == table.load(tmp_path / "table.csv") == before
+    (out / before[0]["setting"]).mkdir(parents=True)  # begun anew, and nothing is finished
+    left = table.renewed(out, tmp_path / "table.csv")
+    assert left == [row for row in before if row["setting"] != before[0]["setting"]] != before
