@@ -21,7 +21,7 @@ lint: $(VENV)/dev
 
 # Renew the pages that are generated from the methods
 pages: $(VENV)/dev
-	$(BIN)/python -m weft.experiment.pages docs/methods README.md docs/index.md
+	$(BIN)/python -m weft.experiment.pages docs/methods README.md docs/index.md docs/laws.md
 
 format: $(VENV)/dev
 	-$(BIN)/ruff check --fix .

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from benchmarks.methods import search
 from benchmarks.methods.table import Row
 
 SKEW = ("mnist-dirichlet", "fashion-dirichlet", "mnist-pathological", "cifar10-dirichlet")
@@ -30,6 +29,10 @@ class Claim(NamedTuple):
     settings: tuple[str, ...]
     source: str
     figure: str = "accuracy"
+
+    def __str__(self) -> str:
+        sign, what = ("<", " in bytes up") if self.figure == "bytes_up" else (">", "")
+        return f"{self.better} {sign} {self.worse}{what}"
 
 
 def _claim(text: str, settings: tuple[str, ...], source: str, figure: str = "accuracy") -> Claim:
@@ -125,20 +128,27 @@ CLAIMS = (
     _claim("feddistill > fedavg", ("mnist-dirichlet",), "FD paper: mean outputs instead of models", "bytes_up"),
     _claim("fedgh > fedavg", ("mnist-dirichlet",), "FedGH paper: class means instead of models", "bytes_up"),
 )
-EXPLANATIONS: dict[tuple[str, str, str], str] = {}
-"""(better, worse, setting) -> why the order is another one here, with the evidence."""
 
 
 class Verdict(NamedTuple):
-    """A claim held against one setting."""
+    """A claim held against one setting, with the rows of both sides; without one, it has not been run."""
 
     claim: Claim
     setting: str
     word: str  # agrees, within noise, disagrees, or not run
-    better: float | None
-    worse: float | None
-    error: float | None  # of the difference
-    why: str
+    first: Row | None = None
+    second: Row | None = None
+    error: float = 0.0  # of the difference
+
+    @property
+    def better(self) -> float | None:
+        """The figure of the method that is said to be better."""
+        return self.first and self.first[self.claim.figure]
+
+    @property
+    def worse(self) -> float | None:
+        """The figure of the other one."""
+        return self.second and self.second[self.claim.figure]
 
 
 def verdicts(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[Verdict]:
@@ -151,19 +161,14 @@ def verdicts(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[Verd
     for claim in claims:
         for setting in claim.settings or everywhere:
             a, b = (_row(rows, setting, side) for side in (claim.better, claim.worse))
-            why = EXPLANATIONS.get((str(claim.better), str(claim.worse), setting), "")
-            if claim.figure == "accuracy" and a and b and None not in (later := (a.get("longer"), b.get("longer"))):
-                x, y = later
-                why = f"{why} After {search.LONGER} rounds, one seed: {100 * x:.2f} against {100 * y:.2f}.".strip()
             if a is None or b is None or a.get(claim.figure) is None or b.get(claim.figure) is None:
-                found.append(Verdict(claim, setting, "not run", None, None, None, why))
+                found.append(Verdict(claim, setting, "not run"))
                 continue
-            x, y = a[claim.figure], b[claim.figure]
-            errors = [r.get(f"{claim.figure}.se") or 0.0 for r in (a, b)]
-            error = (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-            gain = x - y if claim.figure == "accuracy" else y - x
+            error = sum((r.get(f"{claim.figure}.se") or 0.0) ** 2 for r in (a, b)) ** 0.5
+            gain = a[claim.figure] - b[claim.figure]
+            gain = gain if claim.figure == "accuracy" else -gain
             word = "agrees" if gain > 2 * error else "disagrees" if gain < -2 * error else "within noise"
-            found.append(Verdict(claim, setting, word, x, y, error, why))
+            found.append(Verdict(claim, setting, word, a, b, error))
     return found
 
 
@@ -173,7 +178,7 @@ def doubted(rows: Sequence[Row], claims: Sequence[Claim] = CLAIMS) -> list[tuple
     return sorted({(v.setting, side.method) for v in wrong for side in (v.claim.better, v.claim.worse)})
 
 
-def _row(rows: Sequence[Mapping[str, Any]], setting: str, side: Side) -> Mapping[str, Any] | None:
+def _row(rows: Sequence[Row], setting: str, side: Side) -> Row | None:
     for row in rows:
         wanted = row["view"] == side.view if side.view else row["headline"] == "yes"
         if wanted and (row["setting"], row["method"]) == (setting, side.method):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.methods import papers
 from benchmarks.methods.claims import Verdict, verdicts
+from benchmarks.methods.reasons import Doubt, complaints, doubts
 from benchmarks.methods.search import SEEDS
 from benchmarks.methods.settings import SETTINGS
 from benchmarks.methods.table import PLACE, Row, kind, load, renewed, whole, write
@@ -33,8 +34,6 @@ COLUMNS = (
     ("bytes", "bytes", False),
     ("flops", "FLOPs", False),
     ("seconds", "seconds", False),
-    ("rounds", "rounds", False),
-    ("seeds", "seeds", False),
 )
 
 
@@ -82,8 +81,6 @@ def cells(row: Row) -> list[Cell]:
         Cell(number(sent, "B"), "" if sent is None else sent),
         plain("flops", "FLOP"),
         plain("seconds", "s"),
-        plain("rounds", "count"),
-        plain("seeds", "count"),
     ]
 
 
@@ -112,6 +109,8 @@ def render(rows: Sequence[Row]) -> str:
             {"kind": kind(r), "cells": cells(r), **{k: r[k] for k in ("setting", "family", "method")}} for r in ordered
         ],
         verdicts=[said(v) for v in verdicts(rows) if v.word != "not run"],
+        doubts=[reasoned(d) for d in doubts(rows)],
+        reasons=(HERE / "reasons.md").read_text(encoding="utf-8"),
         first=complete[0] if complete else "",
     )
 
@@ -124,17 +123,25 @@ def said(v: Verdict) -> dict[str, str]:
             return "–"
         return number(value, "B") if v.claim.figure.startswith("bytes") else f"{100 * value:.2f}"
 
-    sign = "<" if v.claim.figure.startswith("bytes") else ">"
-    what = " in bytes up" if v.claim.figure.startswith("bytes") else ""
     return {
-        "text": f"{v.claim.better} {sign} {v.claim.worse}{what}",
+        "text": str(v.claim),
         "setting": v.setting,
         "word": v.word,
         "better": figure(v.better),
         "worse": figure(v.worse),
         "source": v.claim.source,
-        "why": v.why,
     }
+
+
+def reasoned(d: Doubt) -> dict[str, Any]:
+    """A claim that does not hold here, as words: a line for each setting, then what somebody has found out."""
+    lines = []
+    for v, seen in d.places:
+        w = said(v)
+        error = f" ± {100 * v.error:.2f}" if v.error else ""
+        text = " ".join([f"{w['better']} against {w['worse']}{error}.", *seen])
+        lines.append({"setting": v.setting, "text": text})
+    return {"text": str(d.claim), "source": d.claim.source, "lines": lines, "paragraphs": d.paragraphs}
 
 
 def missing(rows: Sequence[Row]) -> str:
@@ -189,16 +196,30 @@ def readme(rows: Sequence[Row]) -> str:
         f"Computed from `table.csv`: {counts['agrees']} claims agree, {counts['within noise']} differences are within "
         f"two standard errors, {counts['disagrees']} disagree; {len(found) - len(run)} wait for their setting.",
         "",
-        "| claim | setting | verdict | first | second | who says it | why it is another order here |",
-        "| --- | --- | --- | --: | --: | --- | --- |",
+        "| claim | setting | verdict | first | second | who says it |",
+        "| --- | --- | --- | --: | --: | --- |",
     ]
     for v in run:
         w = said(v)
-        text = w["text"].replace("<", "&lt;").replace(">", "&gt;")
         lines.append(
-            f"| {text} | {w['setting']} | {w['word']} | {w['better']} | {w['worse']} | {w['source']} | {w['why']} |"
+            f"| {_escaped(w['text'])} | {w['setting']} | {w['word']} | {w['better']} | {w['worse']} | {w['source']} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_reasons(rows)]) + "\n"
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """The claims that do not hold here, each with what is known about why."""
+    lines = ["", "## Where the order is another one, and why", ""]
+    lines += (HERE / "reasons.md").read_text(encoding="utf-8").rstrip().splitlines()
+    for d in map(reasoned, doubts(rows)):
+        lines += ["", f"### {_escaped(d['text'])}", "", f"Said by: {d['source']}.", ""]
+        lines += [f"- {line['setting']}: {_escaped(line['text'])}" for line in d["lines"]]
+        lines += [part for text in d["paragraphs"] for part in ("", _escaped(text))]
+    return lines
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _best(rows: Sequence[Row], name: str, who: str, title: str) -> list[str]:
@@ -228,6 +249,8 @@ def main(argv: Sequence[str]) -> None:
     (PLACE.parent / "README.md").write_text(readme(rows), encoding="utf-8")
     papers.renew(rows)
     print(f"{PLACE.parent}: {len(rows)} rows. {missing(rows)}")
+    for line in complaints(rows):
+        print(f"to do: {line}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from benchmarks.methods import page, papers, settings, table
+from tests.report.browser import Browser, browser
 
 from weft.cli.chosen import given, made
 from weft.cli.words import named, options, parser
@@ -117,11 +118,8 @@ class Board(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Board]:
-    """Opens a board of three methods in a browser, with a choice behind #."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a board of three methods."""
     home = tmp_path_factory.mktemp("board")
     one: table.Row = {"setting": "mnist-dirichlet", "headline": "yes", "rank": None, "failed": "", "lr": 0.1}
     one |= {"parameter": "", "value": "", "seeds": 3.0, "rounds": 2.0, "accuracy.se": 0.01, "worst_decile": 0.1}
@@ -135,14 +133,29 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Board]:
         | {"method": "fedala", "family": "personalised", "view": "personal", "accuracy": 0.95, "setting": "har-person"},
     ]
     (home / "index.html").write_text(page.render(rows), encoding="utf-8")
+    return home / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browse(board: Path) -> Callable[[str], Board]:
+    """Opens the board in a browser, with a choice behind #."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium here")
 
     def opened(choice: str) -> Board:
-        quiet = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home / 'profile'}")
-        words = [browser, *quiet, "--dump-dom", f"{(home / 'index.html').as_uri()}{choice}"]
+        quiet = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={board.parent / 'profile'}")
+        words = [program, *quiet, "--dump-dom", f"{board.as_uri()}{choice}"]
         said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
         return Board(said.stdout)
 
     return opened
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
 
 
 def test_the_page_sorts_and_filters_in_a_browser(browse: Callable[[str], Board]) -> None:
@@ -154,3 +167,47 @@ def test_the_page_sorts_and_filters_in_a_browser(browse: Callable[[str], Board])
     assert [r[0] for r in few.rows] == ["fedala"] and few.said == "1 row" and few.sorted == ["bytes ascending"]
     base = browse("#sort=bytes&order=descending&family=base")
     assert [r[0] for r in base.rows] == ["fedavg", "fedbad"]
+
+
+def focus(window: Browser, words: str) -> None:
+    """Press Tab until a field or button of these words has the focus."""
+    for _ in range(40):
+        window.press("Tab", 9)
+        if window.value("document.activeElement.name || document.activeElement.textContent") == words:
+            return
+    raise AssertionError(f"Tab does not lead to {words}")
+
+
+def test_the_page_sorts_and_filters_by_keyboard(window: Browser, board: Path) -> None:
+    window.open(board.as_uri())
+    window.wait("document.readyState == 'complete'")
+    first = "[...document.querySelectorAll('#board tbody tr:not([hidden]) th')].map(cell => cell.textContent)"
+    focus(window, "family")
+    window.press("ArrowDown", 40)
+    window.wait("location.hash.includes('family=base')")
+    assert window.value(first) == ["fedavg", "fedbad"]
+    window.press("ArrowUp", 38)
+    window.wait("!location.hash.includes('family')")
+    focus(window, "bytes")
+    for order in ("descending", "ascending"):
+        window.press(" ", 32)
+        window.wait(f"document.querySelector('th[data-key=bytes]').ariaSort == '{order}'")
+    assert window.value(first)[0] == "fedala" and window.value("document.activeElement.textContent") == "bytes"
+    focus(window, "claim")
+    window.tell("Input.insertText", text="z")
+    window.wait("document.getElementById('count-claims').textContent == '0 rows'")
+    assert not window.complaints()
+
+
+@pytest.mark.parametrize("choice", ["", "#sort=accuracy&order=descending"])
+def test_no_column_is_cut_at_1280_pixels(window: Browser, choice: str) -> None:
+    """Of the committed page, with one setting and with all."""
+    window.open("about:blank")
+    window.open((ROOT / "docs/leaderboard/index.html").as_uri() + choice, width=1280)
+    window.wait("document.readyState == 'complete' && Boolean(document.getElementById('board'))")
+    boxes = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    assert set(window.value(boxes)) == {0}
+    window.open("about:blank")
+    window.open((ROOT / "docs/leaderboard/index.html").as_uri() + choice, width=390)
+    window.wait("document.readyState == 'complete' && Boolean(document.getElementById('board'))")
+    assert window.value("document.documentElement.scrollWidth <= innerWidth"), "boxes scroll, the page does not"

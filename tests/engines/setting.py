@@ -28,8 +28,10 @@ BUILT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     for name in names
 }
 load_methods()
-EVERY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # but what pools examples, and what has no server
-    f"{name}, by default": (name, {}, {"rounds": 2}) for name in sorted(set(REGISTRY) - {"central", "local"})
+EVERY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # whom the law `messages` applies to
+    f"{name}, by default": (name, {}, {"rounds": 2})
+    for name, e in sorted(REGISTRY.items())
+    if "messages" not in e.apart
 }
 ALL = METHODS | BUILT | EVERY
 

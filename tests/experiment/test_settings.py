@@ -143,3 +143,15 @@ def test_the_schedule_scales_local_steps() -> None:
     ]
     for k in ends[0]:
         assert (ends[1][k] - ends[0][k]).allclose((ends[2][k] - ends[0][k]) / 2)
+
+
+def test_yes_and_no() -> None:
+    assert [read("secure", word, bool) for word in ("true", "False", "FALSE", True, False)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(SettingError, match="neither true nor false"):
+        read("secure", "no", bool)

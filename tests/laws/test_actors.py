@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("ray", reason="weft[ray] is not installed")
 
 from tests.laws.shares import ONE, dying, go, share
-from tests.laws.toys import CLIENTS, METHODS, cohort, gap, kept
+from tests.laws.toys import CLIENTS, cohort, gap, kept, subjects
 from weft.core.clients import Marks, Message
 from weft.core.here import Here
 from weft.core.method import Round
@@ -51,7 +51,7 @@ def apart(a: dict[str, Marks], b: dict[str, Marks]) -> float:
     return max((float(np.nanmax(np.abs(x - y), initial=0.0)) for x, y in pairs), default=0.0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("actors"))
 def test_actors_change_nothing(actors: Pool, name: str) -> None:
     """One, two and four of them; models, what clients keep, and how everybody does under every view."""
     whole, marks = go(share(ONE, torch.device("cpu"), name), name)

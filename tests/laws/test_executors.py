@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.laws.toys import METHODS, gap, make, train
+from tests.laws.toys import gap, make, subjects, train
 from weft.core import Method, Net, Reply, Task, here
 from weft.core.round import Federation
 from weft.executors import Batched, loop
@@ -36,24 +36,24 @@ def batched(name: str) -> Federation:
     return train(make(name), Batched())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("executors"))
 def test_batched_is_loop(name: str) -> None:
     assert gap(batched(name), train(make(name), loop)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("executors"))
 def test_chunks_change_nothing(name: str) -> None:
     assert gap(batched(name), train(make(name), Batched(chunk=3))) <= 1e-9
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("executors"))
 def test_plans_change_nothing(name: str) -> None:
     """Traced steps, several programs side by side, and clients alone in theirs."""
     for plan in (Batched(3, 2, rounds=WORTH), Batched(1, 2)):
         assert gap(batched(name), train(make(name), plan)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("executors"))
 def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads that are summed part by part."""
     whole = batched(name)
@@ -61,7 +61,7 @@ def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert gap(whole, train(make(name), Batched())) <= 1e-9
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("executors"))
 def test_bytes_change_nothing(name: str) -> None:
     method = make(name)
     assert gap(train(method, loop), train(through_bytes(method), loop)) == 0

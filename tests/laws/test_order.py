@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.laws.toys import CLIENTS, METHODS, but, cohort, draw, kept, make, start
+from tests.laws.toys import CLIENTS, but, cohort, draw, kept, make, start, subjects
 from weft.core.method import Method, Phase, Round
-from weft.core.registry import REGISTRY
 from weft.core.round import Federation, play
 from weft.core.task import Turn
 
@@ -34,7 +33,7 @@ def outcome(federation: Federation, ids: Tensor) -> Any:
     return tree_map(lambda x: x[ids], kept(federation)), held
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not REGISTRY[n].mixed and "names" not in REGISTRY[n].exempt])
+@pytest.mark.parametrize("name", subjects("names"))
 def test_names_do_not_matter(name: str) -> None:
     a, b = start(make(name)), but(start(make(name)), draw=renamed)
     back = torch.argsort(RENAMED)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.toys import CLIENTS, EXAMPLES, METHODS, cohort, draw, gap, make, train
+from tests.laws.toys import CLIENTS, EXAMPLES, cohort, draw, gap, make, subjects, train
 from weft.core.method import Phase
 from weft.core.round import play
 from weft.core.task import Turn
@@ -18,7 +18,7 @@ from weft.executors import Batched, loop
 
 
 @pytest.mark.parametrize("execute", [Batched(), loop], ids=["batched", "loop"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("inputs"))
 def test_inputs_are_unchanged(name: str, execute: Execute) -> None:
     federation = train(make(name), execute, rounds=2)
     server = [x.clone() for x in tree_leaves(federation.server)]
@@ -30,7 +30,7 @@ def test_inputs_are_unchanged(name: str, execute: Execute) -> None:
     assert torch.equal(seen[0], EXAMPLES.x) and torch.equal(seen[1], EXAMPLES.y)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("inputs"))
 def test_absent_clients_keep_their_state(name: str) -> None:
     federation = train(make(name), rounds=2)
     absent = [k for k in range(CLIENTS) if k not in cohort(3)]
@@ -62,7 +62,7 @@ def padded(number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) 
     return turn._replace(rows=rows, steps={k: wider(s) for k, s in turn.steps.items()})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("padding"))
 def test_padding_changes_nothing(name: str) -> None:
     for execute in (Batched(), loop):
         assert gap(train(make(name), execute), train(make(name), execute, drawn=padded)) <= 1e-9

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.laws.toys import METHODS, draw
+from tests.laws.toys import draw, subjects
 from weft.core import Net, Out
 from weft.core.clients import Group
 from weft.core.here import Here
@@ -50,7 +50,6 @@ def world() -> tuple[Net, Examples, list[Any], dict[str, Tensor]]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {"fedamd": {"p": 0.5}, "feddyn": {"alpha": 0.5}, "fedprox": {"mu": 1.0}}
-PROMISING = [n for n in METHODS if REGISTRY[n].reaches_optimum is not None]
 
 
 def distance(name: str, cohort: int, rounds: int = 120) -> float:
@@ -68,11 +67,11 @@ def distance(name: str, cohort: int, rounds: int = 120) -> float:
 
 
 @pytest.mark.parametrize("cohort", [4, 3])
-@pytest.mark.parametrize("name", PROMISING)
+@pytest.mark.parametrize("name", subjects("quadratics"))
 def test_promise(name: str, cohort: int) -> None:
     away = distance(name, cohort)
     assert (away < 1e-3) == REGISTRY[name].reaches_optimum, away
 
 
 def test_promises_of_both_kinds() -> None:
-    assert {REGISTRY[n].reaches_optimum for n in PROMISING} == {True, False}
+    assert {REGISTRY[n].reaches_optimum for n in subjects("quadratics")} == {True, False}

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws.toys import METHODS, gap, make, start, train
+from tests.laws.toys import gap, make, start, subjects, train
 from weft.experiment import checkpoint
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("bits"))
 def test_rerun(name: str) -> None:
     assert gap(train(make(name)), train(make(name))) == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("bits"))
 def test_resume(name: str, tmp_path: Path) -> None:
     whole = train(make(name), rounds=4)
     half = train(make(name), rounds=2)

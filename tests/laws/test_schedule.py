@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.laws.toys import METHODS, differ, draw, gap, make, train
+from tests.laws.toys import differ, draw, gap, make, subjects, train
 
 ALONGSIDE: dict[str, dict[str, float]] = {
     "apfl": {"lr_alpha": 0.1},
@@ -17,7 +17,7 @@ ALONGSIDE: dict[str, dict[str, float]] = {
 """Further rates that follow the schedule."""
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", subjects("schedule"))
 def test_half_the_rate(name: str) -> None:
     rates: dict[str, Any] = {"lr": 0.1, **ALONGSIDE.get(name, {})}
     halved = {k: v / 2 for k, v in rates.items()}

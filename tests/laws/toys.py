@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from weft.core import Input, Method, Net
 from weft.core.clients import Group
 from weft.core.here import Here
+from weft.core.laws import LAWS
 from weft.core.method import Phase
 from weft.core.registry import REGISTRY
 from weft.core.round import Federation, begin, play
@@ -70,6 +72,17 @@ DEEPER = replace(Net.from_module(Deeper, dtype=torch.float64), input=Input((INPU
 def make(name: str, **options: Any) -> Method:
     """A method of the registry with settings that suit the toy."""
     return REGISTRY[name].make(**{**OPTIONS.get(name, {}), **options})
+
+
+def subjects(law: str) -> list[Any]:
+    """Whom to hold to a law: the methods to which it applies, and those that are exempted, which must break it."""
+    assert law in LAWS
+    found: list[Any] = [n for n in METHODS if law not in REGISTRY[n].apart]
+    for name in METHODS:
+        if law in REGISTRY[name].exempt:
+            marks = pytest.mark.xfail(reason=REGISTRY[name].exempt[law], raises=AssertionError, strict=True)
+            found.append(pytest.param(name, marks=marks))
+    return found
 
 
 def groups(name: str, net: Net = SMALL) -> list[Group]:

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from bridge import answer, close, run
-from reference.descent import combine, descend, minus
+from reference.cfl import best
+from reference.cfl import cfl as ref_cfl
 from reference.model import BnMlp, Mlp, Model
-from reference.world import World, make_world
+from reference.world import make_world
 
 from weft.core.turn import Execute
 from weft.executors import Batched, loop
 from weft.methods.cfl import cfl, halves
 from weft.methods.fedavg import fedavg
 
-Array = np.ndarray
 RUNS = [
     pytest.param(loop, 0, Mlp, id="loop"),
     pytest.param(Batched(), 1, Mlp, id="batched"),
     pytest.param(Batched(2), 2, BnMlp, id="chunked-norm"),
 ]
-
-
-def best(similar: Array) -> tuple[float, set[frozenset[int]]]:
-    """The least largest similarity across, over all bipartitions, and the parts."""
-    m, found = len(similar), (np.inf, set[frozenset[int]]())
-    for side in product([False, True], repeat=m - 1):
-        part = np.array([False, *side])
-        if part.any() and similar[part][:, ~part].max() < found[0]:
-            found = (similar[part][:, ~part].max(), {frozenset(np.flatnonzero(p).tolist()) for p in (part, ~part)})
-    return found
 
 
 @pytest.mark.parametrize("m", [2, 3, 5, 8])
@@ -46,52 +35,11 @@ def test_halves_are_the_best_of_all_bipartitions(m: int) -> None:
         assert {frozenset(np.flatnonzero(p).tolist()) for p in (apart, ~apart)} == best(similar)[1]
 
 
-def stepped(
-    world: World, lr: float, eps1: float, eps2: float, after: int
-) -> tuple[dict[int, dict[str, Array]], list[set[int]]]:
-    """(the model of every client, the clusters) after all rounds, with the last change of those who are absent."""
-    net = world.model
-    names = net.trainable(world.first)
-    clusters, models = [set(range(world.population))], [dict(world.first)]
-    last: dict[int, Array] = {}
-    for number, turn in enumerate(world.turns, 1):
-        where = {i: c for c, members in enumerate(clusters) for i in members}
-        change = {
-            i: minus(descend(world, i, models[where[i]], turn.batches[i]["local"], lr=lr), models[where[i]])
-            for i in turn.ids
-        }
-        last |= {i: np.concatenate([v[k].ravel() for k in names]) for i, v in change.items()}
-        for c in range(len(clusters) if number > after else 0):
-            known = sorted(i for i in clusters[c] if i in last)
-            n = np.array(world.counts(known))
-            moved = np.array([last[i] for i in known])
-            if (
-                len(known) < 3
-                or np.linalg.norm(n @ moved / n.sum()) >= eps1
-                or np.linalg.norm(moved, axis=1).max() <= eps2
-            ):
-                continue
-            unit = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-            parts = sorted(([known[j] for j in p] for p in best(unit @ unit.T)[1]), key=len)
-            if len(parts[0]) == len(parts[1]):  # who leaves is then a matter of names, which nothing depends on
-                parts.sort(key=lambda p: known[0] in p)
-            clusters[c] -= set(parts[0])
-            clusters.append(set(parts[0]))
-            models.append(dict(models[c]))
-        for c, members in enumerate(clusters):
-            here = [i for i in turn.ids if i in members]
-            if here:
-                n = np.array(world.counts(here))
-                step = combine([change[i] for i in here], list(n / n.sum()))
-                models[c] = {k: v + step[k] for k, v in models[c].items()}
-    return {i: models[c] for c, members in enumerate(clusters) for i in members}, clusters
-
-
 @pytest.mark.parametrize(("eps1", "eps2", "after"), [(1e9, 0.0, 1), (0.45, 0.6, 2), (0.0, 0.0, 0)], ids=str)
 @pytest.mark.parametrize(("execute", "seed", "net"), RUNS)
 def test_equals_its_algorithm(eps1: float, eps2: float, after: int, execute: Execute, seed: int, net: Model) -> None:
     world = make_world(seed, clients=7, rounds=5, model=net)
-    own, clusters = stepped(world, 0.1, eps1, eps2, after)
+    own, clusters = ref_cfl(world, 0.1, eps1, eps2, after)
     fed = run(world, cfl(lr=0.1, eps1=eps1, eps2=eps2, after=after), execute)
     assert (len(clusters) > 1) == (eps1 > 0)
     member = fed.server.member.expand(world.population)

@@ -53,6 +53,19 @@ def test_equals_the_reference(execute: Execute, seed: int, net: Model, train: ob
     assert 1 not in out.extra["sets"] and not fed.server.protos["owned"][1].any()
 
 
+def test_a_class_that_nobody_has_is_left_out() -> None:
+    """Of the softmax; the others are told apart as before."""
+    world = make_world(0, rounds=4)
+    world = replace(world, y=[np.where(y == 3, 0, y) for y in world.y])
+    fed, out = (
+        run(world, fedpcl(OPT, tau=0.5), loop),
+        ref_fedpcl(world, lr=0.1, tau=0.5, momentum=0.5, weight_decay=0.01),
+    )
+    own = kept(fed)
+    for i, model in out.kept.items():
+        close(own[i], model)
+
+
 def test_the_first_round_trains_nothing() -> None:
     world = make_world(0, rounds=1)
     assert all(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 import weft.methods
-from weft.core.registry import REGISTRY
+from weft.core.docstring import section
+from weft.core.errors import SettingError
+from weft.core.laws import LAWS
+from weft.core.registry import REGISTRY, method
 from weft.experiment.plugins import load_methods
+
+load_methods()
+HERE = Path(__file__).parent
+SECTIONS = ("Paper", "What it changes", "Algorithm", "Defaults", "Deviations", "Neutral", "Promise")
 
 FILES = [p for p in sorted(Path(weft.methods.__path__[0]).glob("*.py")) if p.name != "__init__.py"]
 RUN = 6
@@ -49,11 +59,31 @@ def test_hardly_a_run_of_six_lines_is_repeated() -> None:
     assert repeated([*files, files[1]]) > repeated(files)
 
 
-def test_what_does_not_apply_is_a_law_and_has_a_reason() -> None:
-    """The names are those that the tests ask for."""
-    load_methods()
-    asked = {"names", "moves", "home", "still", "blend"}
-    for entry in REGISTRY.values():
-        assert set(entry.exempt) <= asked and all(entry.apart.values()), entry.name
-        assert ("neutral" in entry.apart) == (entry.neutral is None)
-        assert ("quadratics" in entry.apart) == (entry.reaches_optimum is None)
+def test_every_law_is_asked_for_whom_it_holds() -> None:
+    """By a test that takes its subjects from the registry, or by the check of references below."""
+    tests = "".join(p.read_text() for p in (HERE.parent / "laws").glob("test_*.py"))
+    assert set(re.findall(r'subjects\("(\w+)"\)', tests)) | {"messages", "reference"} == set(LAWS)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_method_has_a_reference(name: str) -> None:
+    """Under its name or that of its file, and a test has both of them."""
+    stem = REGISTRY[name].make.__module__.rpartition(".")[2]
+    there = [n for n in (name.replace("-", "_"), stem) if (HERE / "reference" / f"{n}.py").exists()]
+    imports = re.compile(rf"from reference(\.({'|'.join(there)}) import|.* import ({'|'.join(there)}) )")
+    tests = [p.read_text() for p in HERE.glob("test_*.py")]
+    assert there and any(imports.search(t) and f"from weft.methods.{stem} import" in t for t in tests)
+
+
+def test_an_exemption_from_no_law_is_refused() -> None:
+    with pytest.raises(SettingError, match="gravity of Newton is no law"):
+        method("Newton", "base", exempt={"gravity": "it is a joke"})(lambda: None)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_the_file_says_what_is_no_matter_of_code(name: str) -> None:
+    """Every section, no default that is not said where it is from, and how a client answers that had no turn."""
+    entry = REGISTRY[name]
+    assert all(len(section(entry.doc, heading)) > 4 for heading in SECTIONS), name
+    assert all(len(why) > 10 for why in {**entry.apart, **entry.refused}.values())
+    assert entry.newcomers, "say under Deviations how a client answers that had no turn"

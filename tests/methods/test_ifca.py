@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from bridge import answer, close, run
-from reference.descent import descend, mean, minus
+from reference.ifca import ifca as ref_ifca
 from reference.model import BnMlp, Mlp, Model
-from reference.world import World, make_world
+from reference.world import make_world
 
 from weft.core import tune
 from weft.core.turn import Execute
@@ -26,29 +26,6 @@ RUNS = [
 ]
 
 
-def stepped(
-    world: World, models: list[dict[str, np.ndarray]], lr: float
-) -> tuple[list[dict[str, np.ndarray]], set[int]]:
-    """Algorithm 1 with averaged models, in numpy: the models after all rounds, and those that somebody chose."""
-    net, taken = world.model, set()
-    for turn in world.turns:
-        chosen: dict[int, list[dict[str, np.ndarray]]] = {}
-        for i in turn.ids:
-            losses = []
-            for model in models:
-                z = net.logits(model, world.x[i])
-                losses.append(float(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), world.y[i]])))
-            j = int(np.argmin(losses))
-            end = descend(world, i, models[j], turn.batches[i]["local"], lr=lr)
-            chosen.setdefault(j, []).append(minus(end, models[j]))
-        taken |= set(chosen)
-        models = [
-            {k: v + mean(chosen[j])[k] for k, v in model.items()} if j in chosen else model
-            for j, model in enumerate(models)
-        ]
-    return models, taken
-
-
 @pytest.mark.parametrize(("execute", "seed", "net"), RUNS)
 def test_equals_algorithm_1(execute: Execute, seed: int, net: Model) -> None:
     world = make_world(seed, clients=6, rounds=4, model=net)
@@ -57,7 +34,7 @@ def test_equals_algorithm_1(execute: Execute, seed: int, net: Model) -> None:
     first = [{k: v[j].numpy() for k, v in begun.items()} for j in range(3)]
     close({k: torch.from_numpy(v) for k, v in first[0].items()}, {k: world.first[k] for k in first[0]})
     assert not np.allclose(first[1]["head.weight"], first[2]["head.weight"])
-    models, taken = stepped(world, first, 0.3)
+    models, taken = ref_ifca(world, first, 0.3)
     assert len(taken) > 1
     for j, tree in enumerate(models):
         close({k: v[j] for k, v in fed.server.models.items()}, tree)

@@ -16,11 +16,11 @@ from reference import per_fedavg as ref_per_fedavg
 from reference.central import central as ref_central
 from reference.ditto import ditto as ref_ditto
 from reference.fedavg import fedavg as ref_fedavg
+from reference.fedavg_ft import finetune
 from reference.fedbn import fedbn as ref_fedbn
 from reference.fedper import fedper as ref_fedper
 from reference.fedper import joined
 from reference.fedrep import fedrep as ref_fedrep
-from reference.finetune import finetune
 from reference.lg_fedavg import lg_fedavg as ref_lg_fedavg
 from reference.local import local as ref_local
 from reference.model import BnMlp, Mlp, Tree

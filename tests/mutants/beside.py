@@ -23,6 +23,7 @@ from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
 from weft.executors import loop
 from weft.local.classes import class_counts
 from weft.local.debias import debiased, with_dbe
+from weft.local.plug import plugged
 from weft.methods.fedbabu import fedbabu
 from weft.methods.fedcp import fedcp, kernel
 from weft.methods.fedgc import correction, fedgc
@@ -59,6 +60,11 @@ def _reference(name: str, test: Callable[..., None], *settings: Any) -> Check:
 rod = _reference("fedrod", test_fedrod.test_equals_the_reference, 1.0)
 babu = _reference("fedbabu", test_fedbabu.test_equals_the_reference, "all")
 gc = _reference("fedgc", test_fedgc.test_equals_the_reference, "averaged", 3.0)
+gc_alone = Check(
+    "reference fedgc, disjoint classes",
+    partial(test_fedgc.test_equals_the_reference, "pushed", 3.0, loop, 10, Mlp),
+    WRONG,
+)
 cp = _reference("fedcp", test_fedcp.test_equals_the_reference, 5.0)
 paper = _reference("gpfl", test_gpfl.test_equals_the_reference, "paper")
 gh = _reference("fedgh", test_fedgh.test_equals_the_reference, 3, 2)
@@ -139,6 +145,10 @@ FEDBABU = [
         ),
         Edit(fedbabu, "within(net, part)", "net.loss"),
     ),
+    Mutant(
+        "the model answers before it is fine-tuned", "PFLlib (its curve)", babu,
+        Edit(fedbabu, '"personal": View(tuned)', '"personal": View(untuned)'),
+    ),
 ]  # fmt: skip
 
 FEDGC = [
@@ -173,6 +183,13 @@ FEDGC = [
         Edit(fedgc, "lam * opt.lr * r.rate", "lam * opt.lr"),
     ),
     Mutant("off by default", COMMON, checks.not_off("fedgc"), Default("fedgc", "lam", 0.0)),
+    Mutant(
+        "a class of the last batch is missed", "PFLlib (`drop_last`)", gc_alone,
+        Edit(
+            class_counts, "rows = data.turn.rows",
+            "rows = torch.where(torch.arange(len(data.turn.rows)) < data.count // 4 * 4, data.turn.rows, -1)",
+        ),
+    ),
 ]  # fmt: skip
 
 FEDCP = [
@@ -237,6 +254,17 @@ GPFL = [
         "both routes have the common condition", COMMON, paper,
         Edit(gpfl, "for c in (fixed.mean(0), p))", "for c in (fixed.mean(0), fixed.mean(0)))"),
     ),
+    Mutant(
+        "a hundred times the pull", "PFLlib (lambda = 1)", checks.unlike("gpfl", lam=1), Default("gpfl", "lam", 1.0)
+    ),
+    Mutant(
+        "the table does not follow the schedule", "PFLlib (decays one optimiser of three)", checks.schedule("gpfl"),
+        Edit(
+            gpfl, "Guided(*map(delta, new, got))",
+            "Guided(*map(delta, new, got))._replace(table={k: (v - got.table[k]) / task.data.rate "
+            "for k, v in new.table.items()})",
+        ),
+    ),
 ]  # fmt: skip
 
 FEDGH = [
@@ -269,6 +297,10 @@ FEDGH = [
         Edit(fedgh, "torch.split(features, server_batch)", "torch.split(features, len(features))"),
         Edit(fedgh, "torch.split(label, server_batch)", "torch.split(label, len(label))"),
     ),
+    Mutant(
+        "a hundred times the server's rate", "PFLlib (`-slr 1`)", checks.unlike("fedgh", eta_s=1),
+        Default("fedgh", "eta_s", 1.0),
+    ),
 ]  # fmt: skip
 
 FEDDBE = [
@@ -292,6 +324,13 @@ FEDDBE = [
     Mutant(
         "the vector is sent", COMMON, at_home,
         Edit(with_dbe, "{k: v for k, v in change.items() if k not in ENTRIES}", "change"),
+    ),
+    Mutant(
+        "the vector does not follow the schedule", "PFLlib", checks.schedule("feddbe"),
+        Edit(
+            plugged, "reply.up.model, kept)",
+            "reply.up.model, kept); kept = task.mine.beside + (kept - task.mine.beside) / task.data.rate",
+        ),
     ),
 ]  # fmt: skip
 

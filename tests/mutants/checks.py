@@ -15,14 +15,16 @@ import test_steps as steps
 from reference.model import BnMlp, Mlp
 
 from tests.data import test_protocol
-from tests.experiment import test_figures
+from tests.experiment import test_figures, test_run, test_settings
 from tests.laws import (
     test_batches,
     test_central,
     test_dropout,
     test_executors,
     test_learning,
+    test_lost,
     test_neutral,
+    test_newcomers,
     test_order,
     test_purity,
     test_quadratics,
@@ -30,6 +32,7 @@ from tests.laws import (
     test_schedule,
     test_wire,
 )
+from tests.laws.toys import gap, train
 from tests.mutants.planting import Check
 from weft.core import Method, SettingError
 from weft.core.registry import REGISTRY
@@ -75,6 +78,16 @@ def personal(name: str) -> Check:
     return Check(f"reference {name}", run, WRONG)
 
 
+def answers(name: str) -> Check:
+    """A client answers with its personal model."""
+
+    def run() -> None:
+        with _remade(personalised.CASES, name):
+            personalised.test_answers_with_its_personal_model(name)
+
+    return Check(f"{name} answers with its personal model", run, WRONG)
+
+
 def optimum(name: str, cohort: int = 4) -> Check:
     """It reaches the optimum of quadratics with different minimisers, and does so in 120 rounds."""
 
@@ -98,10 +111,38 @@ unchanged = _law("inputs are unchanged", partial(test_purity.test_inputs_are_unc
 absent = _law("absent clients keep their state", test_purity.test_absent_clients_keep_their_state)
 padding = _law("padding changes nothing", test_purity.test_padding_changes_nothing)
 schedule = _law("half the rate", test_schedule.test_half_the_rate)
+lost = _law("a lost upload is no client", test_lost.test_a_lost_upload_is_no_client)
 at_home = _law("personal entries never travel", test_wire.test_personal_entries_never_travel)
 statistics = _law(
     "running statistics travel with models only", test_wire.test_running_statistics_travel_with_models_only
 )
+
+
+def newcomers(name: str, *fails: type[Exception]) -> Check:
+    """Clients that had no turn answer, each by what it receives and its own examples."""
+
+    def run() -> None:
+        test_newcomers.trained.cache_clear()
+        try:
+            for view in REGISTRY[name].make().views:
+                test_newcomers.test_newcomers_with_the_same_examples_answer_alike(name, view)
+        finally:
+            test_newcomers.trained.cache_clear()
+
+    return Check(f"law: newcomers answer ({name})", run, (*WRONG, *fails))
+
+
+def unlike(name: str, **options: float) -> Check:
+    """The defaults are not these, which another library has."""
+
+    def run() -> None:
+        bare = REGISTRY[name].make
+        assert gap(train(bare()), train(bare(**options))) > 1e-9
+
+    said = " and ".join(f"{option} = {value:g}" for option, value in options.items())
+    return Check(
+        f"law: {said} {'is' if len(options) == 1 else 'are'} not the default ({name})", run, (*WRONG, SettingError)
+    )
 
 
 def resume(name: str) -> Check:
@@ -123,6 +164,9 @@ streams = _plain(
 places = _plain("law: the place in a cohort does not matter", test_batches.test_the_place_in_a_cohort_does_not_matter)
 share = _plain("law: a share is drawn at random", test_batches.test_a_share_is_drawn_at_random)
 masks = _plain("law: masks differ between steps and layers", test_dropout.test_masks_differ_between_steps_and_layers)
+cohorts = _plain("cohorts have their size", partial(test_run.test_cohorts_have_their_size, 0.5, 3))
+seeded = _plain("cohorts follow the seed", test_run.test_cohorts_are_uniform_and_follow_the_seed)
+yes_or_no = _plain("false is false", test_settings.test_yes_and_no)
 chosen = _plain("validation chooses the round", test_figures.test_validation_chooses_the_round)
 idle = _plain(
     "FedNova leaves out a client without a step", steps.test_fednova_leaves_out_a_client_without_a_step, fails=WRONG

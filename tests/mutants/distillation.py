@@ -16,6 +16,7 @@ from reference.model import BnMlp, Mlp
 from tests.mutants import checks
 from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
+from tests.wire import test_codecs
 from weft.core import everything
 from weft.executors import loop
 from weft.local.distil import divergence
@@ -24,7 +25,7 @@ from weft.methods.fedkd import fedkd
 from weft.methods.fedmtl import centring, fedmtl
 from weft.methods.fedpcl import contrast, fedpcl, prototypes
 from weft.methods.fml import fml
-from weft.wire import low_rank
+from weft.wire import SVDEnergy, low_rank
 
 LIBRARIES = "PFLlib, HtFLlib"
 
@@ -41,8 +42,13 @@ first = Check("FD distils nothing in the first round", test_feddistill.test_the_
 likely = Check("the rows of FD are probabilities", test_feddistill.test_rows_are_probabilities_of_own_classes, WRONG)
 mutual = _reference("fml", test_fml.test_equals_the_reference, alpha=0.5, beta=0.5)
 mentor = _reference("fedkd", test_fedkd.test_equals_the_reference, start=0.4, end=0.9)
+dense = Check("low rank leaves what would not be smaller", test_codecs.test_low_rank_leaves_what_would_not_be_smaller)
+three = Check("a head of three classes comes through", test_codecs.test_three_rows_are_no_three_factors, WRONG)
 whole = _reference("fedkd, whole", test_fedkd.test_equals_the_reference, start=1.0, end=1.0)
 sets = _reference("fedpcl", test_fedpcl.test_equals_the_reference, train=everything)
+nobody = Check(
+    "reference fedpcl, where nobody has a class", test_fedpcl.test_a_class_that_nobody_has_is_left_out, WRONG
+)
 order = Check(
     "FedPCL tells classes apart by their numbers", test_fedpcl.test_other_names_of_classes_change_nothing_else, WRONG
 )
@@ -104,6 +110,10 @@ FML = [
         "no teaching by default", "HtFLlib (alpha = beta = 1)", checks.not_off("fml"),
         Default("fml", "alpha", 1.0), Default("fml", "beta", 1.0),
     ),
+    Mutant(
+        "the personal model is not taught, and the meme has no labels", "PFLlib (alpha = 1, beta = 0)",
+        checks.unlike("fml", alpha=1, beta=0), Default("fml", "alpha", 1.0), Default("fml", "beta", 0.0),
+    ),
 ]  # fmt: skip
 
 FEDKD = [
@@ -136,6 +146,28 @@ FEDKD = [
     Mutant(
         "distillation is not divided by the task losses", COMMON, mentor, Edit(fedkd, "taught / doubt", "taught"),
     ),
+    Mutant(
+        "what teaches is moved by its lesson", LIBRARIES, mentor, Edit(divergence, "target.detach()", "target"),
+    ),
+    Mutant(
+        "the divergence is divided by the number of classes", LIBRARIES, mentor,
+        Edit(divergence, "log_softmax(-1))).sum(-1)", "log_softmax(-1))).mean(-1)"),
+    ),
+    Mutant(
+        "factors are sent though they are larger", LIBRARIES, dense,
+        Edit(low_rank._most, "(m * n - 1) // (m + n + 1)", "min(m, n)"),
+    ),
+    Mutant(
+        "three rows are taken for three factors", LIBRARIES, three,
+        Edit(
+            SVDEnergy.unpack, "_read(reader, x)",
+            "(lambda t: t if x.shape[:1] != (3,) else 0 * t)(_read(reader, x))",
+        ),
+    ),
+    Mutant(
+        "newcomers are not to be judged", "PFLlib (one argument too few)", checks.newcomers("fedkd", TypeError),
+        Edit(fedkd, "own_answers(net, task.mine.model, task)", "own_answers(net, task.mine.model)"),
+    ),
 ]  # fmt: skip
 
 FEDPCL = [
@@ -165,6 +197,17 @@ FEDPCL = [
     Mutant(
         "clients are summed, not averaged", "the authors' code", sets,
         Edit(fedpcl, "seen / seen.sum().clamp(min=1)", "seen"),
+    ),
+    Mutant(
+        "a class that nobody has ends the run", "PFLlib (asserts that all are there)", nobody,
+        Edit(
+            fedpcl, "owners, seen = owned.sum(0)",
+            "assert not owned.any() or owned.any(0).all()\n        owners, seen = owned.sum(0)",
+        ),
+    ),
+    Mutant(
+        "a class that nobody has is in the softmax", COMMON, nobody,
+        Edit(contrast, 'torch.where(protos["known"] > 0, cosine / tau, -1e30)', "(cosine / tau)"),
     ),
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
 from weft.core import SettingError
 from weft.executors import loop
+from weft.local.classes import class_counts
 from weft.methods.fedamd import fedamd
 from weft.methods.fedcross import fedcross, partners
 from weft.methods.fedgen import alike, fedgen
@@ -82,6 +83,13 @@ FEDLC = [
         Edit(
             fedlc, "margin = tau * n",
             "n = ((batch.y[:, None] == torch.arange(net.classes)) * batch.live[:, None]).sum(0); margin = tau * n",
+        ),
+    ),
+    Mutant(
+        "counts leave out the last batch", "PFLlib (`drop_last`)", lc,
+        Edit(
+            class_counts, "rows = data.turn.rows",
+            "rows = torch.where(torch.arange(len(data.turn.rows)) < data.count // 4 * 4, data.turn.rows, -1)",
         ),
     ),
 ]  # fmt: skip
@@ -162,6 +170,18 @@ FEDCROSS = [
     Mutant(
         "each model stays at its place in the round", "PFLlib (no shuffle)", cross("lowest"),
         Edit(fedcross, "torch.from_numpy(drawn)", "torch.arange(len(drawn))"),
+    ),
+    Mutant(
+        "a trained model answers, not the mean", "PFLlib (evaluates the clients' models)", cross("lowest"),
+        Edit(fedcross, "Model(state.model)", "Model(each(lambda s: s[0], state.models))"),
+    ),
+    Mutant(
+        "the mean counts examples", "PFLlib", cross("lowest"),
+        Edit(
+            fedcross, "alpha)\n            mean = each(lambda s: s.mean(0), models)",
+            "alpha)\n            share = r.weights / r.weights.sum()\n"
+            "            mean = each(lambda s: (share @ s[place].flatten(1)).reshape(s[0].shape), models)",
+        ),
     ),
 ]  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.mutants import checks
 from tests.mutants.planting import COMMON, Edit, Mutant
-from weft.core import net
+from weft.core import net, round
 from weft.core.kept import Kept
 from weft.core.layers import MaskedBatchNorm, StreamDropout
 from weft.data import federate
 from weft.executors import batched
-from weft.experiment import checkpoint, summary
+from weft.experiment import checkpoint, cohort, settings, summary
 from weft.local import SGD, batches, descend
 
 ENGINE = [
@@ -97,6 +97,22 @@ ENGINE = [
     Mutant(
         "training examples are the test", "FedML #163; Federated-Learning-Backdoor #5", checks.split,
         Edit(federate._divided, "np.flatnonzero(official)", "pool"),
+    ),
+    Mutant(
+        "lost answers are counted", "PFLlib (divides by the configured number)", checks.lost("scaffold"),
+        Edit(round.play, "rnd._replace(ids=there, weights=weights)", "rnd._replace(weights=weights)"),
+    ),
+    Mutant(
+        "everybody trains, whatever the cohort", "PFLlib (APPLE)", checks.cohorts,
+        Edit(cohort.cohort, "rng.choice(there, int(size), replace=False)", "there"),
+    ),
+    Mutant(
+        "cohorts have no seed", "PFLlib (seeds torch alone)", checks.seeded,
+        Edit(cohort.cohort, 'stream(settings.seed, "cohort", number)', "np.random.default_rng()"),
+    ),
+    Mutant(
+        "False is true", "PFLlib (`type=bool`)", checks.yes_or_no,
+        Edit(settings.read, 'return value.lower() == "true"', "return bool(value)"),
     ),
 ]  # fmt: skip
 

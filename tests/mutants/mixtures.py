@@ -17,11 +17,11 @@ import test_fedphp
 import test_pfl_da
 from reference.model import BnMlp, Mlp
 
-from tests.laws.toys import gap, make, train
 from tests.local import test_batches
 from tests.mutants import checks
 from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
+from weft.core.here import Here
 from weft.executors import loop
 from weft.local import batches, descend
 from weft.methods.apple import apple
@@ -43,15 +43,6 @@ def _test(test: Callable[[], None], said: str, *fails: type[Exception]) -> Check
     return Check(said, test, (*WRONG, *fails))
 
 
-def _unlike(name: str, option: str, value: float) -> Check:
-    """The default is not this value, which another library has."""
-
-    def run() -> None:
-        assert gap(train(make(name)), train(make(name, **{option: value}))) > 1e-9
-
-    return Check(f"law: {option} = {value:g} is not the default ({name})", run)
-
-
 fomo = _reference("fedfomo", test_fedfomo.test_equals_the_reference, 5)
 amp = _reference("fedamp", test_fedamp.test_equals_the_reference, "fedamp")
 heur = _reference("heurfedamp", test_fedamp.test_equals_the_reference, "heurfedamp")
@@ -61,6 +52,7 @@ php_norm = _reference("fedphp", test_fedphp.test_equals_the_reference, "mmd", no
 mixed = _reference("apple", test_apple.test_equals_the_reference, "cosine")
 tied = _reference("pfl-da", test_pfl_da.test_equals_the_reference)
 aligned = _reference("fedas", test_fedas.test_equals_the_reference)
+judged = _test(aligned.run, "reference fedas, whose clients answer", AttributeError)
 pac = _reference("fedpac", test_fedpac.test_equals_the_reference)
 cac = _reference("fedcac", test_fedcac.test_equals_the_reference, 0.5, 6)
 cac_soon = _reference("fedcac, beta = 2", test_fedcac.test_equals_the_reference, 0.3, 2)
@@ -139,8 +131,8 @@ FEDAMP = [
 ]  # fmt: skip
 
 FEDPHP = [
-    Mutant("no cross-entropy", "PFLlib (lambda = 1)", _unlike("fedphp", "lam", 1.0), Default("fedphp", "lam", 1.0)),
-    Mutant("no history", "PFLlib (mu = 0)", _unlike("fedphp", "mu", 0.0), Default("fedphp", "mu", 0.0)),
+    Mutant("no cross-entropy", "PFLlib (lambda = 1)", checks.unlike("fedphp", lam=1.0), Default("fedphp", "lam", 1.0)),
+    Mutant("no history", "PFLlib (mu = 0)", checks.unlike("fedphp", mu=0.0), Default("fedphp", "mu", 0.0)),
     Mutant(
         "the received model answers", "PFLlib", php,
         Edit(fedphp, '"personal": kept_view()', '"personal": View(global_view)'),
@@ -169,11 +161,15 @@ FEDPHP = [
         "the student's answer is tempered too", COMMON, php_kd,
         Edit(fedphp, "out.logits / T_student", "out.logits / T"),
     ),
+    Mutant(
+        "momentum follows the round, not the client's turns", "PFLlib", php,
+        Edit(Here.drawn, "message.past[at]", "message.past[at] * 0 + number - 1"),
+    ),
 ]  # fmt: skip
 
 APPLE = [
     Mutant("weights never learn", "PFLlib", checks.not_off("apple"), Default("apple", "lr_p", 0.0)),
-    Mutant("no pull to the shares", "PFLlib", _unlike("apple", "mu", 0.0), Default("apple", "mu", 0.0)),
+    Mutant("no pull to the shares", "PFLlib", checks.unlike("apple", mu=0.0), Default("apple", "mu", 0.0)),
     Mutant(
         "the gradient of a weight is a mean over entries", "PFLlib", mixed,
         Edit(
@@ -195,6 +191,10 @@ APPLE = [
     ),
     Mutant(
         "the pull fades one round late", COMMON, mixed, Edit(apple, "pull(r.number - 1)", "pull(r.number - 2)"),
+    ),
+    Mutant(
+        "the rate is multiplied by the number of clients", "PFLlib", mixed,
+        Edit(apple, "opt.update(g, states[0], core, rate)", "opt.update(g, states[0], core, rate * (n + 1))"),
     ),
 ]  # fmt: skip
 
@@ -222,6 +222,10 @@ PFL_DA = [
             "descend(net, {**own, **got, **net.split(tied, head)[0]}, data",
         ),
     ),
+    Mutant(
+        "a newcomer answers with a head that never learnt", "PFLlib (sets the common one only)", tied,
+        Edit(pfl_da, "{**task.mine, **task.down.model}", "task.mine"),
+    ),
 ]  # fmt: skip
 
 FEDAS = [
@@ -242,6 +246,14 @@ FEDAS = [
         Edit(trace, "sq_norm(grad(loss)(net.learnable(tree)))", "sq_norm(grad(loss)(net.learnable(tree))).sqrt()"),
     ),
     Mutant("weights n_k", COMMON, aligned, Edit(fedas, "fisher + LEAST", "data.count")),
+    Mutant(
+        "judging asks for what there is not, and nothing is saved", "PFLlib (crashes at its end)", judged,
+        Edit(fedas, "kept_view()", "kept_view(lambda mine: mine.generalised)"),
+    ),
+    Mutant(
+        "newcomers are not to be judged", "PFLlib (one argument too few)", checks.newcomers("fedas", TypeError),
+        Edit(fedas, "kept_view()", "kept_view()._replace(newcomer=lambda net, task: net.apply(task.down.model))"),
+    ),
 ]  # fmt: skip
 
 FEDPAC = [
@@ -284,7 +296,9 @@ FEDPAC = [
 ]  # fmt: skip
 
 FEDCAC = [
-    Mutant("everything is critical", "PFLlib (tau = 1)", _unlike("fedcac", "tau", 1.0), Default("fedcac", "tau", 1.0)),
+    Mutant(
+        "everything is critical", "PFLlib (tau = 1)", checks.unlike("fedcac", tau=1), Default("fedcac", "tau", 1.0)
+    ),
     Mutant(
         "critical entries return to the first model", "PFLlib (customised once)", cac,
         Edit(fedcac, "put(state.custom, r, custom)", "state.custom"),
@@ -306,6 +320,10 @@ FEDCAC = [
     Mutant(
         "custom models are kept whole", COMMON, cac,
         Edit(fedcac, "torch.where(m, x, y), critical", "torch.where(m | True, x, y), critical"),
+    ),
+    Mutant(
+        "no round has a group by default", "PFLlib (beta = 0, which it then refuses)", checks.unlike("fedcac", beta=1),
+        Default("fedcac", "beta", 0),
     ),
 ]  # fmt: skip
 

@@ -150,6 +150,10 @@ FEDDYN = [
         "sign of h in theta", COMMON, optimum("feddyn", 3),
         Edit(feddyn, "v - h[k] / alpha", "v + h[k] / alpha"),
     ),
+    Mutant(
+        "a hundred times the weight", "PFLlib (alpha = 1)", checks.unlike("feddyn", alpha=1),
+        Default("feddyn", "alpha", 1.0),
+    ),
 ]  # fmt: skip
 
 FEDNOVA = [

@@ -65,6 +65,14 @@ APFL = [
         "the private model never moves", "fluke (`merge_models` steps the wrong copy)", checks.moves("apfl"),
         Edit(apfl, "Pair(pair.w, {**pair.v, **moving.v})", "pair"),
     ),
+    Mutant(
+        "the private model alone, at first", "PFLlib (alpha = 1)", checks.unlike("apfl", alpha=1),
+        Default("apfl", "alpha", 1.0),
+    ),
+    Mutant(
+        "alpha decays", "the authors' code; PFLlib (0.02 alpha)", personal("apfl"),
+        Edit(apfl, "lr_alpha * rate * slope", "lr_alpha * rate * (slope + 0.02 * alpha)"),
+    ),
 ]  # fmt: skip
 
 PER_FEDAVG = [
@@ -102,6 +110,14 @@ PFEDME = [
     Mutant(
         "weights n_k", "the authors' code; PFLlib", personal("pfedme"),
         Edit(pfedme, 'up={"model": Channel(reduce=plain)}', 'up={"model": Channel()}'),
+    ),
+    Mutant(
+        "the common model never moves", "PFLlib (beta = 0)", checks.unlike("pfedme", beta=0),
+        Default("pfedme", "beta", 0.0),
+    ),
+    Mutant(
+        "the received model answers", "PFLlib (issue 32)", checks.answers("pfedme"),
+        Edit(pfedme, '"personal": kept_view()', '"personal": View(global_view)'),
     ),
 ]  # fmt: skip
 
@@ -145,6 +161,10 @@ LAYERS = [
     Mutant(
         "FedBN: running statistics are averaged", COMMON, checks.at_home("fedbn"),
         Edit(fedbn, "personal_layers(keep, opt)", 'personal_layers(keep & ~role("buffer"), opt)'),
+    ),
+    Mutant(
+        "FedRep: one epoch of the head", "PFLlib", checks.unlike("fedrep", head_epochs=1),
+        Default("fedrep", "head_epochs", 1),
     ),
 ]  # fmt: skip
 

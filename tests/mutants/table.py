@@ -26,12 +26,13 @@ def _lines() -> Iterator[str]:
     yield "# Mistakes that the tests catch"
     yield ""
     seen = sum(m.seen != COMMON for m in MUTANTS.values())
+    theirs = sum("PFLlib" in m.seen for m in MUTANTS.values())
     yield f"{len(MUTANTS)} mistakes are planted one at a time by `tests/mutants`; {seen} of them are on record in"
-    yield "public code, papers or threads, and the others are common slips. The check that is named passes as the code"
-    yield "is, and fails with the mistake in it. A *law* is a property that methods are held to (`tests/laws`), a"
-    yield "*reference* the independent numpy version of a method, in the case of that name (`tests/methods`). This page"
-    yield "is written by `python -m tests.mutants`."
+    yield f"public code, papers or threads, {theirs} of those in PFLlib, in bold. The others are common slips."
+    yield "The check that is named passes as the code is, and fails with the mistake in it. A *law* is a"
+    yield "[property](laws.md) that methods are held to, a *reference* the independent numpy version of a method, in"
+    yield "the case of that name (`tests/methods`). This page is written by `python -m tests.mutants`."
     for family, mutants in FAMILIES.items():
         yield from ("", f"## {family}", "", "| mistake | seen in | caught by |", "|---|---|---|")
         for m in mutants:
-            yield f"| {m.name} | {m.seen} | {m.caught.said} |"
+            yield f"| {m.name} | {m.seen.replace('PFLlib', '**PFLlib**')} | {m.caught.said} |"

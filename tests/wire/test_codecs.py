@@ -233,6 +233,12 @@ def test_nothing_is_left_in_a_cross() -> None:
     assert not crosses.rest[crosses.inside].any()
 
 
+def test_three_rows_are_no_three_factors() -> None:
+    """What a message is stands in it, and is not guessed from how many parts it has."""
+    tree = {"weight": torch.randn(3, 5), "bias": torch.randn(3), "low": torch.ones(3, 40)}
+    assert same_bits(SVDEnergy().unpack(SVDEnergy().pack(tree), tree), tree)
+
+
 def test_low_rank_leaves_what_would_not_be_smaller() -> None:
     x = {"w": torch.eye(8), "b": torch.randn(30), "wide": torch.randn(1, 40), "conv": torch.randn(4, 3, 3, 3)}
     sent, _ = SVDEnergy(1.0).apply(x, (), KEY)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weft.core.docstring import section
 from weft.core.errors import SettingError
+from weft.core.laws import LAWS, PLUGINS, apart
 from weft.core.method import Method
 
 
@@ -26,7 +29,9 @@ class Entry:
     )  # (method, its arguments, ours): then the two are equal
     reaches_optimum: bool | None  # on quadratics with different minimisers; None: not a single global model
     mixed: bool  # clients may have different architectures
-    exempt: Mapping[str, str]  # law -> why it does not apply
+    off: Mapping[str, Any] | None  # arguments that leave less of it, so that the defaults must differ from them
+    exempt: Mapping[str, str]  # law, or plug-in -> why it does not apply
+    about: str = ""  # one line, where a file has several methods
 
     @property
     def doc(self) -> str:
@@ -35,20 +40,28 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first line of that docstring."""
-        return self.doc.splitlines()[0] if self.doc else ""
+        """What it is, in one line."""
+        first = " ".join(self.doc.split("\n\n")[0].split())
+        return self.about or first.partition(": ")[2] or first
 
     @property
     def apart(self) -> dict[str, str]:
-        """Laws of `tests/laws`, and plug-ins, that do not apply to it: name -> why."""
-        found = dict(self.exempt)
-        if self.neutral is None:
-            found["neutral"] = "no setting makes it another method"
-        if self.reaches_optimum is None:
-            found["quadratics"] = "it promises nothing about the optimum of one common model"
-        if self.mixed:
-            found["names"] = "which architecture a client has follows from its number"
-        return found
+        """Laws that do not apply to it: name -> why."""
+        return apart(self)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Plug-ins that it refuses: name -> why."""
+        return {name: why for name, why in self.exempt.items() if name in PLUGINS}
+
+    @property
+    def newcomers(self) -> str:
+        """How a client answers that had no turn: what the file says under Deviations, unless all answer alike."""
+        if all(view.shared for view in self.make().views.values()):
+            return "A client that had no turn answers as all others do, with the common model."
+        found = re.search(r"[^.;]*\bhad no turn\b[^.;]*", section(self.doc, "Deviations"))
+        said = found[0].strip() if found else ""
+        return said and f"{said[0].upper()}{said[1:]}."
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -67,13 +80,22 @@ def method(
     neutral: tuple[str, Mapping[str, Any], Mapping[str, Any]] | None = None,
     reaches_optimum: bool | None = None,
     mixed: bool = False,
+    off: Mapping[str, Any] | None = None,
     exempt: Mapping[str, str] | None = None,
+    about: str = "",
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
     """Register a method function under its own name (underscores become hyphens).
 
     A keyword that is not an argument of the function but a field of a dataclass among its defaults is folded into that
     default: ``fedprox(lr=0.1)`` is ``fedprox(opt=replace(SGD(...), lr=0.1))``.
+
+    Raises:
+        SettingError: an exemption is from no law.
     """
+    strange = set(exempt or {}) - set(LAWS) - set(PLUGINS)
+    if strange:
+        raise SettingError(f"exempt = {', '.join(strange)} of {title} is no law: there are {', '.join(LAWS)}")
+    less = off or (neutral[2] if neutral else None) or None
 
     def register(function: Callable[..., Method]) -> Callable[..., Method]:
         called = name or function.__name__.replace("_", "-")
@@ -86,7 +108,9 @@ def method(
 
         make.__wrapped__ = function  # type: ignore[attr-defined]
         make.__doc__, make.__name__, make.__module__ = (function.__doc__, function.__name__, function.__module__)
-        REGISTRY[called] = Entry(called, make, title, family, neutral, reaches_optimum, mixed, dict(exempt or {}))
+        REGISTRY[called] = Entry(
+            called, make, title, family, neutral, reaches_optimum, mixed, less, dict(exempt or {}), about
+        )
         return make
 
     return register

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from weft.core.laws import LAWS
 from weft.core.method import Method
 from weft.core.registry import find
 from weft.experiment.run import Run
@@ -20,8 +21,11 @@ def explain(method: Method, data: DataSettings, settings: RunSettings) -> str:
     if entry.neutral:
         name, theirs, ours = entry.neutral
         lines += ["", f"With {_shown(ours) or 'its defaults'} it is {name} {_shown(theirs)}".rstrip() + "."]
+    lines += ["", "Laws that the tests hold it to", f"    {', '.join(law for law in LAWS if law not in entry.apart)}"]
     lines += ["", "Laws that do not apply", *(f"    {law}: {why}" for law, why in entry.apart.items())]
     lines += [] if entry.apart else ["    none"]
+    for plug, why in entry.refused.items():
+        lines += ["", f"The plug-in {plug} is refused: {why}."]
     run = Run.prepare(method, federated(data), settings)
     lines += ["", f"On the wire, for one client in one round ({settings.model} on {data.data})", *table(run.probe.wire)]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Pages of documentation that are generated: one for each method, and the list of methods.
+"""Pages of documentation that are generated: one for each method, the list of methods, and that of the laws.
 
-    python -m weft.experiment.pages docs/methods README.md docs/index.md
+    python -m weft.experiment.pages docs/methods README.md docs/index.md docs/laws.md
 
-writes the pages into a folder, and the list between the ``methods`` markers of further files.
+writes the pages into a folder, and the lists between the ``methods`` and ``laws`` markers of further files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from weft.core.errors import SettingError
+from weft.core.laws import LAWS
 from weft.core.registry import REGISTRY, Entry
 from weft.core.select import Select
 from weft.data.federated import FederatedData
@@ -24,8 +25,6 @@ from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import DataSettings, RunSettings
 from weft.experiment.sources import federated
-
-OPEN, CLOSE = "<!-- methods -->", "<!-- /methods -->"
 
 
 def own() -> list[Entry]:
@@ -50,11 +49,12 @@ def sections(doc: str) -> tuple[str, dict[str, str]]:
 
 def page(entry: Entry, data: FederatedData) -> str:
     """The page of a method, in Markdown; its wire table is measured on one turn of the default model on `data`."""
-    first, parts = sections(entry.doc)
+    parts = sections(entry.doc)[1]
     run = Run.prepare(entry.make(), data, RunSettings())
-    lines = [f"# {entry.title}", "", f"`{entry.name}`: {first.partition(': ')[2] or first}", ""]
+    lines = [f"# {entry.title}", "", f"`{entry.name}`: {_plain(entry.summary.rstrip('.'))}.", ""]
     for heading, text in parts.items():
         lines += [f"## {heading}", "", _plain(text), ""]
+    lines += ["## New clients", "", _plain(entry.newcomers), ""]
     lines += ["## Arguments", "", "| argument | default |", "|---|---|"]
     lines += [f"| `{name}` | `{_text(p.default)}` |" for name, p in entry.options.items()]
     lines += ["", _plain(" ".join((inspect.getdoc(entry.make) or "").split())), ""]
@@ -78,7 +78,9 @@ def facts(entry: Entry) -> list[str]:
     }
     said.append(optimum[entry.reaches_optimum])
     said.append("Clients may differ in architecture." if entry.mixed else "All clients share one architecture.")
-    said += [f"The law `{law}` does not apply: {why}." for law, why in entry.apart.items()]
+    said += [f"All [laws](../laws.md) but {_listed(entry.apart)}." if entry.apart else "All [laws](../laws.md)."]
+    said += [f"Not `{law}`: {_plain(why)}." for law, why in entry.apart.items()]
+    said += [f"The plug-in `{plug}` is refused: {why}." for plug, why in entry.refused.items()]
     return said
 
 
@@ -86,20 +88,44 @@ def listing(folder: str) -> str:
     """The list of methods as a Markdown table by family, with links to the pages in `folder`."""
     lines = ["| method | family | what it is |", "|---|---|---|"]
     for e in sorted(own(), key=lambda e: (e.family, e.name)):
-        said = _plain(sections(e.doc)[0].partition(": ")[2].rstrip(".")).replace("|", r"\|")
-        lines.append(
-            f"| [`{e.name}`]({folder}/{e.name}.md) | {e.family} | {_plain(said).replace('|', chr(92) + '|')} |"
-        )
+        said = _plain(e.summary.rstrip(".")).replace("|", r"\|")
+        lines.append(f"| [`{e.name}`]({folder}/{e.name}.md) | {e.family} | {said} |")
     return "\n".join(lines)
 
 
-def with_listing(text: str, folder: str) -> str:
-    """A file's text with the list between its markers renewed; `SettingError` if it has no markers."""
-    before, opened, rest = text.partition(OPEN)
-    _, closed, after = rest.partition(CLOSE)
-    if not opened or not closed:
-        raise SettingError(f"the file has no {OPEN} followed by {CLOSE}: put them where the list belongs")
-    return f"{before}{OPEN}\n{listing(folder)}\n{CLOSE}{after}"
+def laws(folder: str) -> str:
+    """The laws as a Markdown table, and under it for each the methods to which it does not apply, by reason."""
+    lines = ["| law | what it says |", "|---|---|", *(f"| `{law}` | {said} |" for law, said in LAWS.items())]
+    for law in LAWS:
+        exempt: dict[str, list[str]] = {}
+        for e in sorted(own(), key=lambda e: e.name):
+            if law in e.apart:
+                exempt.setdefault(e.apart[law], []).append(f"[`{e.name}`]({folder}/{e.name}.md)")
+        lines += ["", f"### Not held to `{law}`", ""] if exempt else []
+        lines += [f"- {', '.join(names)}: {_plain(why)}." for why, names in exempt.items()]
+    return "\n".join(lines)
+
+
+LISTS = {"methods": listing, "laws": laws}
+
+
+def with_lists(text: str, folder: str) -> str:
+    """A file's text with what is between its markers renewed; `SettingError` if it has none."""
+    found = [name for name in LISTS if f"<!-- {name} -->" in text]
+    if not found:
+        raise SettingError("the file has no <!-- methods --> and no <!-- laws -->: put them where the list belongs")
+    for name in found:
+        before, _, rest = text.partition(f"<!-- {name} -->")
+        _, closed, after = rest.partition(f"<!-- /{name} -->")
+        if not closed:
+            raise SettingError(f"the file has <!-- {name} --> that does not end: put <!-- /{name} --> after it")
+        text = f"{before}<!-- {name} -->\n{LISTS[name](folder)}\n<!-- /{name} -->{after}"
+    return text
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = (f"`{name}`" for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _given(args: Any) -> str:
@@ -123,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for entry in own():
         (folder / f"{entry.name}.md").write_text(page(entry, data))
     for file in files:
-        file.write_text(with_listing(file.read_text(), os.path.relpath(folder, file.parent)))
+        file.write_text(with_lists(file.read_text(), os.path.relpath(folder, file.parent)))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def mixed(net: Net, pair: Pair, alpha: Tensor) -> Tree:
     return {k: pair.v[k] if k in net.buffers else x for k, x in mix(pair.v, pair.w, alpha).items()}
 
 
-@method("APFL", "personalised", reaches_optimum=False)
+@method("APFL", "personalised", reaches_optimum=False, off={"lr_alpha": 0.0})
 def apfl(opt: Optimiser = SGD(0.05), alpha: float = 0.5, lr_alpha: float = 0.05) -> Method:
     """APFL. opt: the optimiser of both models; alpha: first share of the private one; lr_alpha: its rate (0: none)."""
 

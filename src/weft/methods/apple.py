@@ -18,7 +18,7 @@ Deviations
     client keeps p_i - p_0. Numbers of examples are reported before the first round; who has not reported counts as the
     mean of the others. Weights are mixed, where the authors' code mixes the outputs of layers: the same but for running
     statistics, which here are each client's own. mu / 2 is the paper's, their code has mu. Judged is w_i^p after the
-    client's last turn; a client that had none answers with the mixture of p_0.
+    client's last turn; a client that had no turn answers with the mixture of p_0.
 Neutral
     None.
 Promise
@@ -73,7 +73,10 @@ def mixed(core: Tree, p: Tree, others: Tree) -> Tree:
 
 
 @method(
-    "APPLE", "personalised", exempt={"names": "a client keeps a weight for each other one, in the order of their names"}
+    "APPLE",
+    "personalised",
+    off={"lr_p": 0.0},
+    exempt={"names": "a client keeps a weight for each other one, in the order of their names"},
 )
 def apple(
     opt: Optimiser = SGD(0.01, momentum=0.9),

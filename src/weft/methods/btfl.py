@@ -23,8 +23,8 @@ Deviations
     (theirs: 0). Histograms, entropies and the personal head's features are of judging mode; negative features are at
     level 0. The received model is kept beside its head, as the pair that answers. Test batches are of `stream` = 32
     examples, in the order of the examples, and every set of examples is a stream of its own. Without others in the
-    round e = 1/2. A client without a turn, and so a new one, answers with the common model. Mean features are not sent:
-    answers do not use them.
+    round e = 1/2. A client that had no turn answers with the common model. Mean features are not sent: answers do not
+    use them.
 Neutral
     sigma = 0: the common model is FedAvg's.
 Promise

@@ -14,7 +14,7 @@ Deviations
 Neutral
     FedAvg with one client.
 Promise
-    That of plain SGD on the pooled examples.
+    None of its own: there is one client, so that no minimisers differ. It is plain SGD on the pooled examples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from weft.local import SGD, Optimiser
 from weft.methods.fedavg import fedavg
 
 
-@method("Central training", "base", neutral=("fedavg", {}, {}))
+@method(
+    "Central training",
+    "base",
+    neutral=("fedavg", {}, {}),
+    exempt={"messages": "examples are pooled, which a network of clients is there to avoid"},
+)
 def central(opt: Optimiser = SGD(0.05)) -> Method:
     """Central training. opt: the optimiser."""
     return replace(fedavg(opt), needs=frozenset({"pooled data"}))

@@ -16,8 +16,8 @@ Defaults
 Deviations
     The paper has all clients in every round. Here a cluster is judged by the last change of each member, the server
     keeps those, and means weight by n_i over the members in the round; a member that never had a turn goes with the
-    larger part. The authors' code joins by complete linkage, and takes plain means. New clients start in the cluster
-    that has been left the most (theirs: they descend the tree of splits). Running statistics are not compared.
+    larger part. The authors' code joins by complete linkage, and takes plain means. A client that had no turn is in the
+    cluster that has been left the most (theirs: they descend the tree of splits). Running statistics are not compared.
 Neutral
     eps1 = 0 never splits, and it is FedAvg.
 Promise

@@ -19,8 +19,8 @@ Deviations
     All but "cluster by distribution knowledge in uploaded models, then average within clusters" is our reading.
     Clusters are made once, of those in round warm + 1, and stay. Who comes later receives w_0 once: its model tells its
     knowledge, and it joins the cluster with the nearest mean of knowledge, where it is averaged from its next turn on,
-    or founds one if all are farther than `outlier`. Others answer with w_0. The probes are judged with running
-    statistics. Tokens cannot be moved by gradients: there X is drawn, and stays.
+    or founds one if all are farther than `outlier`. A client that had no turn answers with w_0. The probes are judged
+    with running statistics. Tokens cannot be moved by gradients: there X is drawn, and stays.
 Neutral
     gap_min = 2 leaves one cluster. Until round `warm` it is FedAvg.
 Promise

@@ -32,7 +32,7 @@ from weft.local import SGD, Optimiser, descend, prox
 from weft.methods.fedavg import fedavg, global_view, kept_view
 
 
-@method("Ditto", "personalised", neutral=("fedavg", {}, {}), reaches_optimum=False)
+@method("Ditto", "personalised", neutral=("fedavg", {}, {}), reaches_optimum=False, off={"lam": 0.0})
 def ditto(
     opt: Optimiser = SGD(0.05), lam: float = 1.0, personal: Optimiser | None = None, personal_epochs: int | None = None
 ) -> Method:

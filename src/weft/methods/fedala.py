@@ -18,7 +18,8 @@ Deviations
     blend of the present model with the W of the client's last turn; the authors learn W once more before they judge.
     The share is drawn at random, as in the paper; the code takes a slice. The start is told by the number of a client's
     turns, not by a difference that is exactly 0. Running statistics are received and averaged like the lower layers;
-    the passes for W use those of the batch, and change none.
+    the passes for W use those of the batch, and change none. A client that had no turn has W = 1, and answers with the
+    received model.
 Neutral
     eta = 0 leaves W = 1, and it trains as FedAvg.
 Promise

@@ -88,7 +88,13 @@ def _amp(opt: Optimiser, pull: float, attention: Attention) -> Method:
     )
 
 
-@method("FedAMP", "personalised", neutral=("local", {}, {"lam": 0.0}))
+@method(
+    "FedAMP",
+    "personalised",
+    neutral=("local", {}, {"lam": 0.0}),
+    exempt={"lost": "squared distances are measured by their median over those who are asked"},
+    about="each client is pulled to a mixture of all models, in which those that are near count for more",
+)
 def fedamp(
     opt: Optimiser = SGD(0.05),
     lam: float = 0.05,
@@ -115,7 +121,12 @@ def fedamp(
     return _amp(opt, lam / alpha, attention)
 
 
-@method("HeurFedAMP", "personalised", neutral=("local", {}, {"pull": 0.0}))
+@method(
+    "HeurFedAMP",
+    "personalised",
+    neutral=("local", {}, {"pull": 0.0}),
+    about="FedAMP by directions: models that point the same way count for more, a client's own as much as is set",
+)
 def heurfedamp(opt: Optimiser = SGD(0.05), pull: float = 1.0, own: float = 0.1, sigma: float = 10.0) -> Method:
     """HeurFedAMP. opt: the local optimiser; pull: lambda / alpha; own: xi_ii; sigma: how much cosines matter."""
     if not 0 < own < 1:

@@ -17,7 +17,7 @@ Deviations
     are compared, and F_k is taken, in judging mode. In its first turn a client has no old features, and nothing is
     aligned; the authors align with those of the first model. Heads are not sent: theirs are averaged, and used by
     nobody. Running statistics of shared layers are received, and take the mean weighted by F_k. Judged is the model of
-    the client's last turn; a client that had none answers with the present layers and the first head.
+    the client's last turn; a client that had no turn answers with the present layers and the first head.
 Neutral
     None: with an alignment of rate 0 it is FedPer but for the weights.
 Promise
@@ -51,7 +51,7 @@ def trace(net: Net, tree: Tree, batch: Batch) -> Tensor:
     return sq_norm(grad(loss)(net.learnable(tree)))
 
 
-@method("FedAS", "personalised")
+@method("FedAS", "personalised", off={"lr_align": 0.0})
 def fedas(opt: Optimiser = SGD(0.005), lr_align: float = 0.01, keep: Select = role("head")) -> Method:
     """FedAS. opt: the local optimiser; lr_align: rate of the alignment; keep: what stays at the client, the head."""
 

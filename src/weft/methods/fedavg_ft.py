@@ -10,7 +10,7 @@ Algorithm
 Defaults
     E_ft = the local epochs of the run; eta = 0.05, as in training.
 Deviations
-    None.
+    None. A client that had no turn answers like any other, with a copy that it trains on its own examples.
 Neutral
     It trains as FedAvg; with E_ft = 0 it also answers so.
 Promise

@@ -13,7 +13,8 @@ Defaults
 Deviations
     The authors' code averages clients alike, the paper by n_k. The head is frozen, not trained with rate 0, so that
     momentum and weight decay leave it alone too. Fine-tuning starts from the present body, where one public library
-    starts from what the client trained last. While the head alone is fine-tuned, running statistics stand still.
+    starts from what the client trained last. While the head alone is fine-tuned, running statistics stand still. A
+    client that had no turn fine-tunes a copy like any other.
 Neutral
     With nothing kept it trains as FedAvg.
 Promise

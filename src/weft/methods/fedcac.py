@@ -16,9 +16,10 @@ Defaults
 Deviations
     The server puts the two models together and sends one; the authors send both. Overlaps are those of the clients of
     the round, and an absent client keeps its custom model. Ties may make more entries critical; if the threshold is
-    under 1e-10, entries that moved at all are. T counts as reached from 1e-9 below, and no group is left
-    after beta rounds, even where all overlaps are equal. Running statistics are averaged
-    like entries that are not critical; the authors' stay at home, which is a setting of the run.
+    under 1e-10, entries that moved at all are. T counts as reached from 1e-9 below, and no group is left after beta
+    rounds, even where all overlaps are equal. Running statistics are averaged like entries that are not critical; the
+    authors' stay at home, which is a setting of the run. A client that had no turn has no critical entries, and answers
+    with the common model.
 Neutral
     tau = 0 is FedAvg.
 Promise

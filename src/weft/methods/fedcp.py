@@ -16,8 +16,8 @@ Defaults
 Deviations
     The mask is the paper's softmax; `policy="gumbel"` adds the noise of the authors' code, in answers too. All clients
     of a round receive all three parts, as in the paper. h_0 comes from a training pass that leaves no trace, so that it
-    is h in the first step. Very long features have an MMD without gradient. Before its first turn a client's personal
-    head is the received one.
+    is h in the first step. Very long features have an MMD without gradient. A client that had no turn takes the
+    received head for its personal one.
 Neutral
     None: even with lambda = 0 the policy splits features.
 Promise
@@ -64,7 +64,7 @@ def kernel(d: Tensor) -> Tensor:
     return sum((torch.exp(-d / (2 * a)) for a in (10, 15, 20, 50)), torch.zeros_like(d))
 
 
-@method("FedCP", "personalised", exempt={"blend": "FedCP sends half the change of its head"})
+@method("FedCP", "personalised", off={"lam": 0.0}, exempt={"blend": "FedCP sends half the change of its head"})
 def fedcp(opt: Optimiser = SGD(0.005), lam: float = 5.0, policy: Literal["softmax", "gumbel"] = "softmax") -> Method:
     """FedCP. opt: the local optimiser; lam: weight of the MMD; policy: softmax, or with noise as in the code."""
     if policy not in ("softmax", "gumbel"):

@@ -77,7 +77,11 @@ def partners(weights: Tree, choose: str, turn: int) -> Tensor:
     "FedCross",
     "optimisation",
     reaches_optimum=False,
-    exempt={"names": "which model visits which client is drawn over places in the round"},
+    off={"alpha": 1.0},
+    exempt={
+        "names": "which model visits which client is drawn over places in the round",
+        "lost": "which models are sent is drawn for those who are asked",
+    },
 )
 def fedcross(
     opt: Optimiser = SGD(0.05),

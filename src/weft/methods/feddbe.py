@@ -16,7 +16,8 @@ Defaults
     kappa = 50, mu = 1, the authors' for the 4-layer CNN (public code: kappa = 0). eta = 0.05 (theirs: 0.005).
 Deviations
     The penalty is the mean over entries, as in the code to which kappa = 50 belongs. The opening draws the batches of
-    the first round. m goes with every download, since any client may be a new one. A schedule moves p_k too.
+    the first round. m goes with every download, since any client may be a new one. A schedule moves p_k too. A client
+    that had no turn answers with p_k = 0.
 Neutral
     With kappa = 0 and bias_rate = 0 it is FedAvg.
 Promise

@@ -18,7 +18,8 @@ Deviations
     brought in the last round is not distilled. `outputs="logits"` compares raw mean logits as if they were
     probabilities, and `leave_out=False` gives all clients the mean with their own rows in it: the two are the code
     behind the published FedDistill figures, whose loss has no lower bound. That code distils towards a model's own
-    logits where a row is missing: left out. The augmentation of the paper (FAug) is another method.
+    logits where a row is missing: left out. The augmentation of the paper (FAug) is another method. A client that had
+    no turn answers with the initial model.
 Neutral
     lam = 0 trains every client alone.
 Promise

@@ -91,7 +91,10 @@ def chosen(state: Fomo, r: Round, most: int, epsilon: float) -> tuple[Tensor, Te
 
 
 @method(
-    "FedFomo", "personalised", exempt={"names": "which models are sent, and in which order, is drawn for each name"}
+    "FedFomo",
+    "personalised",
+    off={"share": 0.01},
+    exempt={"names": "which models are sent, and in which order, is drawn for each name"},
 )
 def fedfomo(
     opt: Optimiser = SGD(0.1), M: int = 5, share: float = 0.2, epsilon: float = 0.3, decay: float = 0.05

@@ -16,7 +16,8 @@ Deviations
     The paper has disjoint classes: e_c and the clients without c are public code's extension to shared ones. The local
     loss is the plain softmax, without angular margins. A message has a row for every class: those that a client does
     not have are zeros. Rows of absent clients take part and are moved, from their first message on. A class that a
-    client has no training example of counts as an error, and its accuracy over few classes is no C-way accuracy.
+    client has no training example of counts as an error, and its accuracy over few classes is no C-way accuracy. A
+    client that had no turn answers with the initial rows of its classes.
 Neutral
     lambda = 0 averages the body under private heads.
 Promise
@@ -62,7 +63,7 @@ def correction(weight: Tensor, has: Tensor) -> Tensor:
     return (owners * torch.exp(scores - top)) @ e
 
 
-@method("FedGC", "personalised")
+@method("FedGC", "personalised", off={"lam": 0.0})
 def fedgc(opt: Optimiser = SGD(0.05), lam: float = 1.0) -> Method:
     """FedGC. opt: the local optimiser; lam: rate of the server's step in units of the local rate."""
 

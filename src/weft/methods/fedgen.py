@@ -91,7 +91,7 @@ def alike(noise: Tensor, z: Tensor) -> Tensor:
     return torch.exp(-apart.mean())
 
 
-@method("FedGen", "distillation")
+@method("FedGen", "distillation", off={"weight": 0.0})
 def fedgen(
     opt: Optimiser = SGD(0.05),
     weight: float = 1.0,

@@ -56,7 +56,7 @@ def under(net: Net, own: Tree, head: Tree) -> Tree:
     return {**own, **dict(zip(names, head.values(), strict=True))}
 
 
-@method("FedGH", "prototype", mixed=True)
+@method("FedGH", "prototype", mixed=True, off={"eta_s": 0.0})
 def fedgh(opt: Optimiser = SGD(0.05), eta_s: float = 0.01, server_epochs: int = 1, server_batch: int = 10) -> Method:
     """FedGH. opt: the local optimiser; eta_s: rate of the server; server_epochs, server_batch: passes, batches."""
     if server_batch < 1:

@@ -70,7 +70,13 @@ class Down(NamedTuple):
     energy: Tree
 
 
-@method("FedKD", "distillation", mixed=True, exempt={"blend": "what FedKD sends is cut to a low rank"})
+@method(
+    "FedKD",
+    "distillation",
+    mixed=True,
+    off={"start": 1.0, "end": 1.0},
+    exempt={"blend": "what FedKD sends is cut to a low rank"},
+)
 def fedkd(opt: Optimiser = SGD(0.01, clip=10.0), start: float = 0.95, end: float = 0.98, rounds: int = 50) -> Method:
     """FedKD. opt: the optimiser of mentor, mentee and W_h; start, end: energy that is kept; rounds: until the end."""
     if not 0 < start <= end <= 1 or rounds < 1:

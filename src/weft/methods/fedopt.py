@@ -33,7 +33,13 @@ from weft.methods.fedavg import fedavg
 from weft.server import Adaptive, Momentum
 
 
-@method("FedAvgM", "base", neutral=("fedavg", {}, {"beta": 0.0}), reaches_optimum=False)
+@method(
+    "FedAvgM",
+    "base",
+    neutral=("fedavg", {}, {"beta": 0.0}),
+    reaches_optimum=False,
+    about="the clients' mean change, as a pseudo-gradient, goes through momentum at the server",
+)
 def fedavgm(
     opt: Optimiser = SGD(0.05), eta: float = 1.0, beta: float = 0.9, dampening: float = 0.0, nesterov: bool = False
 ) -> Method:
@@ -41,7 +47,12 @@ def fedavgm(
     return tune(fedavg(opt), "model", then=Momentum(eta, beta, dampening, nesterov))
 
 
-@method("FedAdam", "base", reaches_optimum=False)
+@method(
+    "FedAdam",
+    "base",
+    reaches_optimum=False,
+    about="Adam at the server: the mean change over the root of the running mean of its squares",
+)
 def fedadam(
     opt: Optimiser = SGD(0.05),
     eta: float = 0.1,
@@ -55,7 +66,12 @@ def fedadam(
     return tune(fedavg(opt), "model", then=Adaptive("adam", eta, beta1, beta2, tau, v_init, bias_correction))
 
 
-@method("FedYogi", "base", reaches_optimum=False)
+@method(
+    "FedYogi",
+    "base",
+    reaches_optimum=False,
+    about="FedAdam whose mean of squares falls by a share of the newest square only, so that steps grow slowly",
+)
 def fedyogi(
     opt: Optimiser = SGD(0.05),
     eta: float = 0.1,
@@ -69,7 +85,12 @@ def fedyogi(
     return tune(fedavg(opt), "model", then=Adaptive("yogi", eta, beta1, beta2, tau, v_init, bias_correction))
 
 
-@method("FedAdagrad", "base", reaches_optimum=False)
+@method(
+    "FedAdagrad",
+    "base",
+    reaches_optimum=False,
+    about="the mean change over the root of the sum of all its squares so far, at the server",
+)
 def fedadagrad(
     opt: Optimiser = SGD(0.05), eta: float = 0.1, beta1: float = 0.0, tau: float = 1e-3, v_init: float | None = None
 ) -> Method:

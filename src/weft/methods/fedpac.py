@@ -104,7 +104,7 @@ def mixtures(h: Tensor, v: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-@method("FedPAC", "personalised")
+@method("FedPAC", "personalised", off={"lam": 0.0})
 def fedpac(
     opt: Optimiser = SGD(0.01, momentum=0.5, weight_decay=5e-4),
     lam: float = 1.0,

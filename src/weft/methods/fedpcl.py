@@ -18,7 +18,8 @@ Deviations
     alone. Prototypes are scaled to length 1 before they are compared (not confirmed). The server keeps the last set of
     a client that is absent; classes that nobody ever owned are left out of the softmax. While there are no prototypes
     nothing is trained. A frozen backbone judges (running statistics, no dropout); public code compares with other
-    classes where labels were not met in order.
+    classes where labels were not met in order. A client that had no turn answers by prototypes of its own examples in
+    the initial network.
 Neutral
     None: without prototypes nothing is learnt.
 Promise

@@ -12,7 +12,7 @@ Defaults
 Deviations
     All clients of a round take part, not all clients. The optimiser starts afresh in every turn. Batch norm inside the
     base follows the base, running statistics included. The received base is judged with the personal layers of the
-    client's last turn; a client that had no turn has the initial ones.
+    client's last turn; a client that had no turn has the initial layers.
 Neutral
     With nothing kept it is FedAvg, with everything kept local-only training.
 Promise

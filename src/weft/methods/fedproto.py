@@ -15,10 +15,10 @@ Defaults
 Deviations
     The penalty is on single examples, as in all code; the paper compares prototypes. Prototypes come from a pass in
     judging mode after training; the authors collect features while the weights move. The paper's equation divides by
-    the number of owners once more than its mean allows: left out. `weighting="uniform"` counts all owners alike, as
-    the code behind the published figures does. A class that nobody brings keeps its prototype. View `personal` takes
-    the nearest of all prototypes (the authors': of the client's own classes only); view `classifier` the client's own
-    head.
+    the number of owners once more than its mean allows: left out. `weighting="uniform"` counts all owners alike, as the
+    code behind the published figures does. A class that nobody brings keeps its prototype. View `personal` takes the
+    nearest of all prototypes (the authors': of the client's own classes only); view `classifier` the client's own head.
+    A client that had no turn answers by the nearest prototype in the initial network.
 Neutral
     lam = 0 trains every client alone.
 Promise
@@ -61,7 +61,7 @@ def classifier(net: Net, task: Task[Any, Tree]) -> Predict:
     return lambda x: net.apply(task.mine, x).logits
 
 
-@method("FedProto", "prototype", mixed=True)
+@method("FedProto", "prototype", neutral=("local", {"opt": SGD(0.01, momentum=0.5)}, {"lam": 0.0}), mixed=True)
 def fedproto(
     opt: Optimiser = SGD(0.01, momentum=0.5), lam: float = 1.0, weighting: Literal["examples", "uniform"] = "examples"
 ) -> Method:

@@ -14,7 +14,8 @@ Deviations
     Each half has an optimiser of its own that starts afresh: in the authors' code momentum and weight decay go on
     moving the half that should stand still. Means are uniform as in the paper; running statistics take the mean
     weighted by n_k, and stand still while the head learns. The last round, in which every client fits its head once
-    more, is left out: the view judges the present phi with the head of the client's last turn.
+    more, is left out: the view judges the present phi with the head of the client's last turn. A client that had no
+    turn has the initial head.
 Neutral
     None: with nothing kept, and no epochs of the head, it is FedAvg up to the order of the batches and equal weights.
 Promise
@@ -31,7 +32,7 @@ from weft.methods.fedavg import personal_layers
 from weft.server import plain
 
 
-@method("FedRep", "personalised")
+@method("FedRep", "personalised", off={"head_epochs": 0})
 def fedrep(opt: Optimiser = SGD(0.05), head_epochs: int = 10, keep: Select = role("head")) -> Method:
     """FedRep. opt: the optimiser of either half; head_epochs: epochs of the head; keep: what stays, the head."""
 

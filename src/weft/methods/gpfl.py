@@ -64,7 +64,7 @@ def routed(valve: Tree, f: Tensor, condition: Tensor) -> Tensor:
     return torch.relu((gamma + 1) * f + beta)
 
 
-@method("GPFL", "personalised")
+@method("GPFL", "personalised", off={"mu": 0.0})
 def gpfl(
     opt: Optimiser = SGD(0.05),
     lam: float = 0.01,

@@ -15,7 +15,8 @@ Defaults
 Deviations
     Losses are those of judging. The first model is that of the run's seed, the others are drawn with seeds made from
     it; the paper asks for some luck, and restarts. Means are uniform as in the authors' code, for running statistics
-    too. Averaging models, not gradients, is the paper's second option; its shared layers are left out.
+    too. Averaging models, not gradients, is the paper's second option; its shared layers are left out. A client that
+    had no turn chooses among the models like any other.
 Neutral
     clusters = 1 is FedAvg with equal weights.
 Promise
@@ -66,7 +67,7 @@ def fittest(net: Net, models: Tree, data: Data) -> Tensor:
     return torch.stack([masked_mean(loss, whole.live) for loss in losses]).argmin()
 
 
-@method("IFCA", "clustered")
+@method("IFCA", "clustered", off={"clusters": 1})
 def ifca(opt: Optimiser = SGD(0.1), clusters: int = 4) -> Method:
     """IFCA. opt: the local optimiser; clusters: number of models."""
     if clusters < 1:

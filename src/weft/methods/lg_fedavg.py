@@ -13,7 +13,8 @@ Deviations
     The authors start from a model that FedAvg has trained for hundreds of rounds; here that is a setting of the run (a
     given first model), and without it clients start from the common initial one. The authors choose each client's model
     by its test accuracy; nothing is chosen here. The losses that the paper adds for the representation are left out.
-    Networks that differ must give the shared layers the same names and shapes.
+    Networks that differ must give the shared layers the same names and shapes. A client that had no turn has the
+    initial layers.
 Neutral
     With nothing kept it is FedAvg, with everything kept local-only training; it is FedPer with the other half kept.
 Promise

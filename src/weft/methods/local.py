@@ -10,7 +10,7 @@ Defaults
     eta = 0.05; epochs and batch size are settings of the run, as in the federated method that it is compared with.
 Deviations
     A client trains when it is drawn, so with a cohort below 1 it makes as many steps as in the other methods; with all
-    clients in every round it is the bound of the literature.
+    clients in every round it is the bound of the literature. A client that had no turn answers with the initial model.
 Neutral
     It is LG-FedAvg, or FedPer, with every layer kept at home.
 Promise
@@ -24,7 +24,13 @@ from weft.core.select import everything
 from weft.local import SGD, Optimiser, descend
 
 
-@method("Local only", "base", neutral=("lg-fedavg", {"keep": everything}, {}), mixed=True)
+@method(
+    "Local only",
+    "base",
+    neutral=("lg-fedavg", {"keep": everything}, {}),
+    mixed=True,
+    exempt={"lost": "nobody sends anything"},
+)
 def local(opt: Optimiser = SGD(0.05)) -> Method:
     """Local-only training. opt: the local optimiser."""
 

@@ -59,7 +59,7 @@ class Found(NamedTuple):
     c: Tree
 
 
-@method("Mime", "optimisation")
+@method("Mime", "optimisation", off={"variant": "lite", "beta": 0.0})
 def mime(
     opt: SGD = SGD(0.05),
     variant: Literal["full", "lite"] = "full",

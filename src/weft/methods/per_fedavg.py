@@ -15,7 +15,7 @@ Defaults
 Deviations
     Local work is counted in epochs; every step draws one batch for each of its gradients. A schedule moves beta only,
     since alpha belongs to the objective. Running statistics follow the pass at w on D alone, and take the mean weighted
-    by n_k; models take the uniform mean.
+    by n_k; models take the uniform mean. A client that had no turn adapts a copy like any other.
 Neutral
     alpha = 0 is FedAvg with equal weights on the batches D'.
 Promise
@@ -46,7 +46,7 @@ def slope(net: Net, w: Tree, batch: Batch) -> tuple[Tree, Tree]:
     return found
 
 
-@method("Per-FedAvg", "personalised", reaches_optimum=False)
+@method("Per-FedAvg", "personalised", reaches_optimum=False, off={"alpha": 0.0})
 def per_fedavg(
     opt: Optimiser = SGD(0.05), alpha: float = 0.01, mode: Literal["FO", "HF"] = "FO", adapt_steps: int = 1
 ) -> Method:

@@ -19,8 +19,8 @@ Deviations
     and grouping in the code is done by hand: the clustering is our reading. Stages 2 and 3 begin in one round: who is
     in it sends s_i with the change, which is one from w_F for everybody. Each upload has the sparsity of the received
     model; only that of w_F counts. Who comes later gets w_F once, is not averaged in that round, and joins the group of
-    the least mean distance, as does a client that only answers: a new one needs no training. Where activations are not
-    exactly 0 (tanh, GELU, after average pooling), `eps` says up to what they count as such.
+    the least mean distance, as does a client that had no turn and only answers. Where activations are not exactly 0
+    (tanh, GELU, after average pooling), `eps` says up to what they count as such.
 Neutral
     Until round `warm` it is FedAvg; with groups = 1 it stays so, if all are in round warm + 1.
 Promise

@@ -33,7 +33,7 @@ from weft.local.frozen import within
 from weft.methods.fedavg import personal_layers
 
 
-@method("PFL-DA", "personalised", neutral=("lg-fedavg", {}, {}), mixed=True)
+@method("PFL-DA", "personalised", neutral=("lg-fedavg", {}, {}), mixed=True, off={"lam": 0.0})
 def pfl_da(
     opt: Optimiser = SGD(0.05), lam: float = 1.0, head_epochs: int | None = None, head: Select = role("head")
 ) -> Method:

@@ -13,10 +13,10 @@ from .descent import descend, mean
 from .ditto import ditto
 from .fedala import ala_pass, blend, fedala, start_phase, with_start
 from .fedavg import fedavg
+from .fedavg_ft import finetune
 from .fedbn import fedbn
 from .fedper import fedper, head
 from .fedrep import fedrep, moving
-from .finetune import finetune
 from .lg_fedavg import lg_fedavg
 from .local import local
 from .model import Array, BnMlp, Mlp, Quadratic, Tree
