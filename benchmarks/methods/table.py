@@ -131,10 +131,19 @@ def write(rows: Sequence[Row], place: Path = PLACE) -> None:
 
 
 def renewed(out: Path, place: Path = PLACE) -> list[Row]:
-    """The rows of `table`, and from the CSV those of settings that are not in `out` at all."""
-    found = table(out)
-    before = [r for r in load(place) if not (out / r["setting"]).is_dir()] if place.exists() else []
-    return sorted([*found, *before], key=lambda r: list(SETTINGS).index(r["setting"]))
+    """The rows of `table`, and those of the CSV for methods that were not begun in `out`; ranked anew."""
+    before = [r for r in load(place) if not (out / r["setting"] / r["method"]).is_dir()] if place.exists() else []
+    rows = [*table(out), *before]
+    every = pairs()
+    order = {pair: i for i, pair in enumerate(every)}
+    rows.sort(key=lambda r: order[r["setting"], r["method"]])
+    for name in SETTINGS:
+        here = [r for r in rows if r["setting"] == name]
+        for row in here:
+            row["rank"] = None
+        if {r["method"] for r in here} == {m for s, m in every if s == name}:
+            _rank(here)
+    return rows
 
 
 def load(place: Path = PLACE) -> list[Row]:

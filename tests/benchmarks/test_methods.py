@@ -220,10 +220,16 @@ def test_claims_name_what_there_is() -> None:
             assert not side.view or side.view in REGISTRY[side.method].make().views
 
 
-def test_settings_that_have_no_results_here_keep_their_rows(tmp_path: Path) -> None:
-    before, out = table.load(), tmp_path / "out"
-    table.write(before, tmp_path / "table.csv")
-    assert table.renewed(out, tmp_path / "table.csv") == table.load(tmp_path / "table.csv") == before
-    (out / before[0]["setting"]).mkdir(parents=True)  # begun anew, and nothing is finished
-    left = table.renewed(out, tmp_path / "table.csv")
-    assert left == [row for row in before if row["setting"] != before[0]["setting"]] != before
+def test_methods_that_have_no_results_here_keep_their_rows(tmp_path: Path) -> None:
+    before, out, place = table.load(), tmp_path / "out", tmp_path / "table.csv"
+    table.write(before, place)
+    assert table.renewed(out, place) == table.load(place) == before
+    first = next(r for r in before if r["rank"] == 1)
+    (out / first["setting"] / first["method"]).mkdir(parents=True)  # begun anew, and nothing is finished
+    left = table.renewed(out, place)
+    assert [r["method"] for r in left] == [
+        r["method"] for r in before if (r["setting"], r["method"]) != (first["setting"], first["method"])
+    ]
+    assert not any(r["rank"] for r in left if r["setting"] == first["setting"])
+    others = [r for r in before if r["setting"] != first["setting"]]
+    assert [r for r in left if r["setting"] != first["setting"]] == others
