@@ -13,7 +13,7 @@ from torch.func import vmap
 from weft.core import Batch, Net
 from weft.core.errors import SettingError
 from weft.core.layers import MaskedBatchNorm, StreamDropout, replaced
-from weft.core.stream import code, fold, uniform
+from weft.core.stream import at_least, code, fold, uniform
 
 SHAPES: list[tuple[Any, tuple[int, ...]]] = [
     (nn.BatchNorm1d, (6, 3)),
@@ -164,6 +164,15 @@ def test_uniform_numbers_are_uniform() -> None:
     assert (correlation - torch.eye(50)).abs().max() < 0.15
     many = partial(uniform, shape=(5,), dtype=torch.float64)
     assert torch.equal(vmap(many)(torch.arange(3)), torch.stack([many(torch.tensor(k)) for k in range(3)]))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_at_least_some_number(p: float, dtype: torch.dtype) -> None:
+    for key in map(torch.tensor, (0, 5, 2**32 - 1)):
+        assert torch.equal(
+            at_least(p, key, (99, 1001), dtype), (uniform(key, (99, 1001), torch.float64) >= p).to(dtype)
+        )
 
 
 @pytest.mark.parametrize(

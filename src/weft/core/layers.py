@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core.errors import SettingError
-from weft.core.stream import uniform
+from weft.core.stream import at_least
 
 
 class MaskedBatchNorm(nn.Module):
@@ -73,7 +73,7 @@ class StreamDropout(nn.Module):
         shape = (
             list(x.shape) if self.keep_axes is None else [*x.shape[: self.keep_axes], *[1] * (x.ndim - self.keep_axes)]
         )
-        return x * (uniform(self.key, shape, x.dtype) >= self.p) / (1 - self.p)
+        return x * (at_least(self.p, self.key, shape, x.dtype) / (1 - self.p))
 
 
 def replaced(module: nn.Module) -> nn.Module:

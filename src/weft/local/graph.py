@@ -7,7 +7,6 @@ gradient where there is one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +15,13 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from weft.local import images
+from weft.local.script import Fold, scripted
+
 aten = torch.ops.aten
 
 Flat = Callable[..., Sequence[Tensor]]
 """Tensors -> tensors."""
-
-
-Fold = Callable[[list[Tensor], list[Tensor], Tensor, Tensor, int, int], list[Tensor]]
-"""(carry, given, batches, their numbers, first, last) -> the carry after the batches from `first` to before `last`."""
 
 
 def fold(step: Flat) -> Fold:
@@ -51,76 +49,29 @@ def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
     Returns:
         Fold: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
-    return _unlocked(shortened(function, inputs, carry).forward, inputs, carry)
-
-
-def _unlocked(step: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
-    """The same operations without Python between them on a CPU, so that several threads can run them at once.
-
-    TorchScript gives the same bits. What it does not take, such as the backward pass of a convolution, is run from
-    Python, and so is everything should a release of torch no longer have it.
-    """
-    plain = fold(step)
-    if inputs[0].device.type != "cpu" or not hasattr(torch._C, "_create_graph_by_tracing"):
-        return plain
-    copies, rest = [x.clone() for x in inputs[:carry]], list(inputs[carry:-2])
-    names = ["carry", "given", "batch", "number"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated in favour of compilers, which take far longer for each shape
-        try:
-            graph = torch._C._create_graph_by_tracing(
-                lambda carry, given, batch, number: list(step(*carry, *given[: len(rest)], batch, number)),
-                (copies, rest or [inputs[-1]], *inputs[-2:]),  # a list says of what it is by what is in it
-                lambda value: "",
-                False,
-                False,
-                None,
-                names,
-            )[0]
-            return _looped(torch._C._create_function_from_graph("step", graph))
-        except RuntimeError:
-            return plain
-
-
-def _looped(step: Any) -> Fold:
-    """The same loop around a TorchScript function, by TorchScript.
-
-    `torch.jit.trace` and `torch.jit.script` put what they make into a unit that lives as long as the process; a unit of
-    its own goes with the fold.
-    """
-    unit = torch.jit.CompilationUnit(_LOOP)  # finds `step` here
-
-    def run(*given: Any) -> list[Tensor]:
-        result: list[Tensor] = unit.fold(*given)
-        return result
-
-    run.step = step  # type: ignore[attr-defined]  # which the unit does not keep alive
-    return run
-
-
-_LOOP = """
-def fold(
-    carry: List[Tensor], given: List[Tensor], batches: Tensor, numbers: Tensor, first: int, last: int
-) -> List[Tensor]:
-    for t in range(first, last):
-        carry = step(carry, given, batches[t], numbers[t])
-    return carry
-"""
+    step = shortened(function, inputs, carry)
+    on_cpu = inputs[0].device.type == "cpu"
+    return (on_cpu and scripted(step, carry)) or fold(_quickened(step).forward)
 
 
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
     """The graph that `traced` runs."""
-    module = make_fx(function)(*inputs)
+    module = make_fx(function, images.WAYS if inputs[0].device.type == "cpu" else None)(*inputs)
     graph = module.graph
     _simplify(module)
+    images.pool_first(graph)
     _own_results(graph, carry)
     _update_in_place(graph, carry)
-    turned = _channels_last(graph)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
-    quick = {**_FAST, **dict.fromkeys(_RESHAPES[:2], torch.reshape)} if turned else _FAST
-    for node in graph.nodes:
-        node.target = quick.get(node.target, node.target)
     graph.lint()
+    module.recompile()
+    return module
+
+
+def _quickened(module: GraphModule) -> GraphModule:
+    """The same operations by the quicker of their two doors from Python."""
+    for node in module.graph.nodes:
+        node.target = _FAST.get(node.target, node.target)
     module.recompile()
     return module
 
@@ -275,7 +226,7 @@ def _own_results(graph: Graph, carry: int) -> None:
     output.args = (results,)
 
 
-_IN_PLACE = (torch.Tensor.baddbmm_, torch.Tensor.addmm_, torch.Tensor.addcmul_, torch.Tensor.add_, torch.Tensor.mul_)
+_IN_PLACE = (aten.baddbmm_.default, aten.addmm_.default, aten.addcmul_.default, aten.add_.Tensor, aten.mul_.Tensor)
 
 
 def _update_in_place(graph: Graph, carry: int) -> None:
@@ -298,7 +249,7 @@ def _update_in_place(graph: Graph, carry: int) -> None:
         with graph.inserting_before(output):
             target = old
             if kept is not old:
-                target = graph.call_function(torch.Tensor.mul_, (old, kept.args[1]))
+                target = graph.call_function(aten.mul_.Tensor, (old, kept.args[1]))
             results[i] = _added(graph, target, second, changing)
             results[i].meta = dict(new.meta)
     output.args = (results,)
@@ -318,7 +269,7 @@ def _added(graph: Graph, old: Node, change: Any, changing: set[Node]) -> Node:
     """`old` plus `change` in place, in as few passes over memory as it takes."""
     scaled = change.target is aten.mul.Tensor and len(change.users) == 1
     if not scaled or not all(isinstance(a, Node) and "val" in a.meta for a in change.args):
-        return graph.call_function(torch.Tensor.add_, (old, _as_it_was(graph, change, changing)))
+        return graph.call_function(aten.add_.Tensor, (old, _as_it_was(graph, change, changing)))
     factor: Any
     factor, by = change.args if _shape(change.args[0]) == _shape(change) else reversed(change.args)
     return _scaled_added(graph, old, factor, _as_it_was(graph, by, changing), changing)
@@ -353,14 +304,14 @@ def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[N
         if factor.target is aten.mul.Scalar and len(factor.users) == 1:
             factor, number = factor.args[0], number * float(factor.args[1])
         value: dict[str, Any] = {} if number == 1 else {"value": number}
-        return graph.call_function(torch.Tensor.addcmul_, (old, _as_it_was(graph, factor, changing), by), value)
+        return graph.call_function(aten.addcmul_.default, (old, _as_it_was(graph, factor, changing), by), value)
     a, b = product.args
     if a.meta["val"].numel() <= b.meta["val"].numel():
-        a = graph.call_function(torch.mul, (a, by))
+        a = graph.call_function(aten.mul.Tensor, (a, by))
     else:
-        b = graph.call_function(torch.mul, (b, by))
+        b = graph.call_function(aten.mul.Tensor, (b, by))
     if turned:
-        a, b = (graph.call_function(torch.transpose, (x, -1, -2)) for x in (b, a))
+        a, b = (graph.call_function(aten.transpose.int, (x, -1, -2)) for x in (b, a))
     return graph.call_function(add, (old, a, b))
 
 
@@ -376,28 +327,7 @@ def _as_it_was(graph: Graph, node: Node, changing: set[Node]) -> Node:
 
 
 _TURNS = (aten.transpose.int, aten.t.default)
-_PRODUCTS: dict[Any, Any] = {aten.bmm.default: torch.Tensor.baddbmm_, aten.mm.default: torch.Tensor.addmm_}
-
-
-def _channels_last(graph: Graph) -> bool:
-    """Lay images out with the channels of a pixel side by side where a CPU's convolutions and poolings gain by it.
-
-    Returns:
-        bool: there are such, so that a tensor may be laid out otherwise than when it was traced.
-    """
-    found = False
-    for node in list(graph.nodes):
-        convolves = node.target is aten.convolution.default and node.args[8] == 1
-        if not convolves and node.target is not aten.max_pool2d_with_indices.default:
-            continue
-        image = node.args[0]
-        like = image.meta["val"]
-        if like.ndim == 4 and like.device.type == "cpu" and like.dtype in (torch.float32, torch.bfloat16):
-            with graph.inserting_before(node):
-                turned = graph.call_function(torch.Tensor.contiguous, (image,), {"memory_format": torch.channels_last})
-            node.update_arg(0, turned)
-            found = True
-    return found
+_PRODUCTS: dict[Any, Any] = {aten.bmm.default: aten.baddbmm_.default, aten.mm.default: aten.addmm_.default}
 
 
 _FAST: dict[Any, Any] = {

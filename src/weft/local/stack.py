@@ -20,7 +20,7 @@ from weft.core.parallel import side_by_side
 from weft.core.stream import fold
 from weft.core.task import Batch, Examples
 from weft.local import graph
-from weft.local.graph import Fold
+from weft.local.script import Fold
 
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
