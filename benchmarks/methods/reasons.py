@@ -1,7 +1,8 @@
 """Why two methods stand in another order here than a paper says.
 
 What longer runs and the search show is computed from the table. What somebody has found out stands in
-``explanations.yaml``: its figures are filled in from the table, and its evidence is held against it.
+``explanations.yaml``: its figures are filled in from the table and from experiments, and its evidence is held against
+them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from benchmarks.methods import search
+from benchmarks.methods import experiments, search
 from benchmarks.methods.claims import CLAIMS, Claim, Verdict, verdicts
 from benchmarks.methods.settings import SETTINGS
 from benchmarks.methods.table import Row, whole
@@ -57,7 +58,8 @@ class Doubt(NamedTuple):
 def later(v: Verdict) -> Later | None:
     """What longer runs of one seed say of a disagreement; nothing before both are there.
 
-    What one seed varies is taken from the runs of several seeds.
+    What one seed varies is taken from the runs of several seeds. An order is even if the difference has shrunk to less
+    than half of it, and to what one seed varies.
     """
     assert v.first is not None and v.second is not None
     x, y = v.first.get("longer"), v.second.get("longer")
@@ -69,9 +71,9 @@ def later(v: Verdict) -> Later | None:
     rounds = f"{v.first['rounds']:.0f}"
     if now > chance:
         return Later("turned", f"{said}, the order of the paper: {rounds} rounds are too few for it.")
-    if now >= -chance:
-        varies = f"which is within the {100 * chance:.2f} that one seed may make"
-        return Later("even", f"{said}, {varies}: what stands here is one of {rounds} rounds.")
+    if now >= -chance and now > before / 2:
+        varies = f"which is less than half of the difference, and within the {100 * chance:.2f} that one seed may make"
+        return Later("even", f"{said}, {varies}: {rounds} rounds are too few to tell.")
     grown = "as far apart as before" if abs(now / before - 1) < 0.2 else "closer" if now > before else "further apart"
     gains = [f"{r['method']} has gained {100 * (r['longer'] - r['accuracy']):.1f}" for r in (v.first, v.second)]
     return Later("stays", f"{said}: the same order, {grown}; {' and '.join(gains)}.")
@@ -113,20 +115,20 @@ def explanations(place: Path = PLACE) -> list[Explanation]:
 
 
 def figure(said: str, rows: Sequence[Row]) -> float | str:
-    """A figure of the table by its words: ``mnist-dirichlet fedala``, then a view and a column if it is another one.
+    """A figure by its words: ``mnist-dirichlet fedala``, then a view and a column if it is another one.
 
-    Without them it is the accuracy of the view that the method is made for.
+    Without them it is the accuracy of the view that the method is made for. An experiment stands for a setting.
 
     Raises:
-        SettingError: the table has no such figure.
+        SettingError: neither the table nor an experiment has such a figure.
     """
     setting, method, *rest = said.split()
     column = rest.pop() if rest and rest[-1] in FIGURES else "accuracy"
-    for row in rows:
+    for row in (*rows, *experiments.load()):
         wanted = row["view"] == rest[0] if rest else row["headline"] == "yes"
         if wanted and (row["setting"], row["method"]) == (setting, method) and row.get(column) not in (None, ""):
             return row[column]
-    raise SettingError(f"{PLACE.name} speaks of {said!r}, which the table has not")
+    raise SettingError(f"{PLACE.name} speaks of {said!r}, which neither the table nor an experiment has")
 
 
 def filled(text: str, rows: Sequence[Row]) -> str:

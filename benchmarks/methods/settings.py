@@ -172,7 +172,11 @@ SETTINGS = {
 @functools.lru_cache(maxsize=2)
 def data(name: str) -> FederatedData:
     """The examples of a setting, divided among its clients."""
-    setting = SETTINGS[name]
+    return divided(SETTINGS[name])
+
+
+def divided(setting: Setting) -> FederatedData:
+    """The same, of a setting that may have been changed."""
     return weft.federate(setting.source(), validation=VALIDATION, **setting.division)
 
 

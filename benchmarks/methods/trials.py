@@ -20,6 +20,7 @@ from benchmarks.methods.settings import SETTINGS, Setting, data, network
 import weft
 from weft.core.errors import SettingError
 from weft.core.registry import REGISTRY, find
+from weft.data.federated import FederatedData
 from weft.experiment.plugins import load_methods
 from weft.experiment.settings import make
 
@@ -115,12 +116,12 @@ def read(place: Path) -> dict[str, Trial]:
     return {p.stem: json.loads(p.read_text()) for p in sorted(place.glob("*.json"))}
 
 
-def run(setting: Setting, method: str, trial: Trial) -> Trial:
-    """One run: the trial with its figures, or with why it failed."""
+def run(setting: Setting, method: str, trial: Trial, examples: FederatedData | None = None) -> Trial:
+    """One run: the trial with its figures, or with why it failed; on other examples than the setting's if some are given."""
     found = dict(trial) | {"setting": setting.name, "method": method, "source": source_of(method)}
     told = search.fixed(method, max(trial["rounds"], setting.rounds))
     made = make(method, told | trial["options"])
-    examples, net = data(setting.name), network(setting.name)
+    examples, net = examples or data(setting.name), network(setting.name)
     began = time.process_time()
     try:
         result = weft.run(

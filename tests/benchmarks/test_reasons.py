@@ -33,7 +33,9 @@ def disagreement(*after: float | None, **changed: Any) -> claims.Verdict:
     [
         ((0.9, 0.8), "turned", "90.00 against 80.00 (one seed), the order of the paper: 20 rounds are too few"),
         ((0.83, 0.8), "even", "within the 4.90 that one seed may make"),
-        ((0.76, 0.8), "even", "within the 4.90"),
+        ((0.76, 0.8), "even", "less than half of the difference, and within the 4.90"),
+        ((0.752, 0.8), "even", "within the 4.90"),
+        ((0.765, 0.85), "stays", "as far apart as before"),
         ((0.75, 0.85), "stays", "the same order, as far apart as before; scaffold has gained 5.0 and fedavg has gai"),
         ((0.8, 0.87), "stays", "the same order, closer"),
         ((0.6, 0.85), "stays", "further apart; scaffold has gained -10.0"),

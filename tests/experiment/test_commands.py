@@ -179,3 +179,25 @@ def test_options_after_a_colon(capsys: pytest.CaptureFixture[str]) -> None:
     assert "alpha = 0.5" in capsys.readouterr().out
     assert weft("explain", "feddyn:alpha", "--model", "logistic") == 2
     assert "without a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fedprox", ["--plug", "dbe:kappa=5"]),
+        ("moon", ["--plug", "blend:passes=2,eta=5"]),
+        ("ditto", ["--plug", "dbe", "--plug", "blend:passes=2", "--compress", "topk:0.2"]),
+    ],
+    ids=["dbe", "blend", "all three"],
+)
+def test_plug_ins_go_with_other_methods_under_both_executors(name: str, words: list[str], tmp_path: Path) -> None:
+    """The words of a command; Ray and Flower get the same settings in tests/engines."""
+    data = archive(tmp_path / "data.npz")
+    run = ["run", name, *DATA, "--model", "mlp", "--rounds", "3", "--precision", "fp64", "--quiet", "--data", data]
+    for out, more in (("batched", words), ("loop", [*words, "--executor", "loop"]), ("bare", [])):
+        assert weft(*run, *more, "--out", tmp_path / out) == 0
+    found = [figures(tmp_path / out) for out in ("batched", "loop", "bare")]
+    batched, loop, bare = ({k: float(v) for k, v in f.items()} for f in found)
+    assert batched.keys() == loop.keys()
+    assert all(batched[k] == pytest.approx(loop[k], rel=1e-9, abs=1e-9, nan_ok=True) for k in batched)
+    assert any(batched[k] != pytest.approx(v, abs=1e-6, nan_ok=True) for k, v in bare.items())
