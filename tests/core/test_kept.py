@@ -35,6 +35,12 @@ def stores(tmp_path: Path) -> dict[str, Kept]:
     return {"memory": Kept(FIRST, PEOPLE), "paged": Kept(FIRST, PEOPLE, tmp_path, budget=0)}
 
 
+def arranged(store: Kept, *order: int) -> Kept:
+    """The store with its rows in another order."""
+    store.arrange(torch.tensor(order))
+    return store
+
+
 def everything(store: Kept) -> list[Tensor]:
     return tree_leaves(store.gather(torch.arange(PEOPLE)))
 
@@ -76,6 +82,26 @@ def test_reading_is_gathering(where: str, members: list[int], tmp_path: Path) ->
             assert torch.equal(a if stacked else a.expand(b.shape), b)
         at = states.model["w"].data_ptr() - store._rows[0].data_ptr()
         assert (at == 4 * 6 * members[0]) == (members in ([1, 2, 3], [3])) if members else True  # no copy of a row
+
+
+@pytest.mark.parametrize("where", ["memory", "paged"])
+def test_the_order_of_rows_changes_what_is_copied_and_nothing_else(where: str, tmp_path: Path) -> None:
+    plain, store = Kept(FIRST, PEOPLE), arranged(stores(tmp_path)[where], 8, 3, 0, 5, 1, 2, 7, 6, 4)
+    for seed, members in enumerate([[0, 3, 8], [5, 3]]):
+        for each in (plain, store):
+            each.scatter(torch.tensor(members), new(seed, len(members)))
+    for a, b in zip(everything(plain), everything(store), strict=True):
+        assert torch.equal(a, b)
+    assert store.seen().tolist() == [0, 3, 5, 8] and store.places(torch.tensor([3, 4])).tolist() == [1, 8]
+    for asked, copied in (([3, 0, 5], False), ([0, 3, 5], True), ([8, 3], False), ([3, 8], True)):
+        members = torch.tensor(asked)
+        with store.reading(members) as (states, _):
+            assert (states.model["w"]._base is store._rows[0]) != copied
+            assert torch.equal(states.model["w"], store.gather(members).model["w"])
+    for each in (plain, store):  # an entry that comes later
+        each.scatter(torch.tensor([5]), (new(2, 1), {"late": torch.ones(1, 4)}))
+    for a, b in zip(everything(plain), everything(store), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("members", [[2, 3], [0]])

@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.laws.toys import CLASSES, CLIENTS, EXAMPLES, METHODS, ROWS, but, draw, leaves, make, train
+from tests.laws.toys import CLASSES, CLIENTS, EXAMPLES, METHODS, ROWS, but, draw, leaves, make, start, train
 from torch.utils._pytree import tree_map
 
+import weft
+from weft.core.clients import Exam
+from weft.core.kept import Kept
 from weft.core.method import Round, shown
 from weft.core.registry import REGISTRY
-from weft.core.round import Federation
+from weft.core.round import Federation, play
 from weft.core.task import Data, Examples, Task
-from weft.evaluation.answers import Answers, answer
+from weft.evaluation.answers import Answers, _chunks, answer
 from weft.evaluation.protocol import looking
+from weft.experiment.run import Run
+from weft.experiment.settings import RunSettings
 
 EVERYONE = np.arange(CLIENTS)
 JUDGED = [np.roll(ROWS[(k + 1) % CLIENTS], k)[: 2 + 2 * k] for k in range(CLIENTS)]  # somebody's examples, 2 to 6
@@ -64,8 +69,14 @@ def equal(a: Answers, b: Answers) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Federation]:
-    """Every method after two rounds, in which some clients never took part."""
-    return {name: train(make(name), rounds=2) for name in METHODS}
+    """Every method after two rounds, in which some clients never took part; states lie from much to little to judge."""
+
+    def arranged(federation: Federation) -> Federation:
+        for group, store in zip(federation.groups, federation.clients.kept, strict=True):  # type: ignore[attr-defined]
+            store.arrange(torch.tensor([-len(JUDGED[k]) for k in group.ids]).argsort())
+        return federation
+
+    return {name: train(make(name), rounds=2, federation=arranged(start(make(name)))) for name in METHODS}
 
 
 VIEWS = [(name, view) for name in METHODS for view in REGISTRY[name].make().views]
@@ -111,6 +122,43 @@ def test_a_view_that_draws_nothing_reads_no_training_example(
     x[CLIENTS:] = torch.nan
     asked = partial(ask, view=view, rows=judged, scores=True)
     equal(asked(but(federation, examples=replace(EXAMPLES, x=x))), asked(federation))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chunks_hold_everybody_once_within_their_bounds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes, most, rows = rng.integers(1, 40, 50), int(rng.integers(1, 20)), int(rng.integers(20, 300))
+    lying = rng.permutation(50)[: rng.integers(0, 50)]
+    chunks = _chunks(lying, sizes, most, rows)
+    assert sorted(c for chunk in chunks for c in chunk) == sorted(lying)
+    for chunk in chunks:
+        padded, real = len(chunk) * sizes[chunk].max(), sizes[chunk].sum()
+        assert len(chunk) <= most and (
+            len(chunk) == 1 or (padded <= rows and padded - real <= max(real / 4, rows / 64))
+        )
+
+
+def test_chunks_are_of_neighbours_unless_that_makes_far_more() -> None:
+    near, lying = np.array([9, 9, 10, 9, 5, 5, 4, 5]), np.array([3, 1, 0, 2, 7, 6, 5, 4])
+    assert [chunk.tolist() for chunk in _chunks(lying, near, 4, 64)] == [[3, 1, 0, 2], [7, 6, 5, 4]]
+    far = np.array([9, 1, 1, 9, 1, 9, 9, 1])
+    assert [set(chunk) for chunk in _chunks(lying, far, 4, 64)] == [{0, 3, 5, 6}, {1, 2, 4, 7}]
+
+
+def test_states_are_not_copied_where_all_had_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run, with unequal numbers of test examples, and programs of a few clients."""
+    data = weft.federate(weft.load("mnist-10k"), partition="dirichlet", alpha=0.3, clients=12)
+    run = Run.prepare(make("ditto"), data, RunSettings(rounds=1, model="logistic", chunk=5, workers=2))
+    run.federation = play(run.federation, 1, torch.arange(12)).federation
+    apart = [run.federation.clients.state(k) for k in range(12)]
+    monkeypatch.setattr(Kept, "gather", lambda *_: pytest.fail("states were copied"))
+    exam = Exam(1, "test", "personal", False, run.federation.turns, looking(run.federation, 1))
+    marks = run.federation.clients.judge(exam)["test"]
+    net = run.here.groups[0].net
+    for k, got in zip(marks.ids, marks.metrics["accuracy"], strict=True):
+        rows = torch.from_numpy(data.test.client(k))
+        logits = net.apply(apart[k], run.here.examples.look(rows)).logits
+        assert got == pytest.approx(float((logits.argmax(1) == run.here.examples.label(rows)).double().mean()))
 
 
 def test_judging_changes_nothing(trained: dict[str, Federation]) -> None:

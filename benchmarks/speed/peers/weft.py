@@ -40,6 +40,7 @@ from weft.experiment import joint
 from weft.experiment.plugins import load_methods
 from weft.experiment.run import Run
 from weft.experiment.settings import RunSettings, from_mapping
+from weft.experiment.settled import planned
 from weft.local import SGD
 from weft.local.batches import draw_turns
 from weft.wire import weigh
@@ -83,9 +84,8 @@ def run(
     made = Run.prepare(method, data, from_mapping(RunSettings, {**asked, "device": "cpu"}), model)
     start = {k: torch.from_numpy(v) for k, v in first.items()}
     here, method = made.here, made.federation.method
-    made.here = Here.begin(
-        method, here.groups, here.examples, here.draw, here.execute, first=start, weigh=weigh, examine=here.examine
-    )
+    made.here = Here.begin(method, here.groups, here.examples, here.draw, here.execute, first=start, weigh=weigh)
+    planned(made.here, data, made.settings, made.engine.plan)
     made.federation = begin(method, made.here, data.clients(), first=start)
     return made
 

@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 Look = Callable[[Tensor], tuple[Any, bool]]
-"""Client ids -> (what views get as the download, whether it is stacked over these clients)."""
+"""Client ids, in any order -> (what views get as the download, whether it is stacked over these clients)."""
 
 
 class Exam(NamedTuple):

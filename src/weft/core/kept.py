@@ -31,6 +31,7 @@ class Kept:
         self._like = first
         self._first, self._spec = tree_flatten(first)
         self._seen = torch.zeros(population, dtype=torch.bool)
+        self._at = torch.arange(population)  # where each member's row lies
         self._where, self._budget = folder, budget
         self._folder: Path | None = None
         self._files: list[np.memmap[Any, Any]] = []
@@ -52,17 +53,29 @@ class Kept:
             self._files.append(file)
             self._rows.append(torch.from_numpy(file))
 
+    def arrange(self, order: Tensor) -> None:
+        """Let the rows lie in this order of all members (int64 [population]); nobody may have had a turn.
+
+        Those that are read together should be neighbours, since `reading` need not copy them then.
+        """
+        assert not self._seen.any(), "rows cannot be moved"
+        self._at[order] = torch.arange(len(order))
+
+    def places(self, members: Tensor) -> Tensor:
+        """Where the rows of these members lie, int64 [k]."""
+        return self._at[members]
+
     def gather(self, members: Tensor) -> Any:
-        """The states of these members (row numbers, int64 [k]), stacked along a new first axis."""
-        seen = self._seen[members]
+        """The states of these members (int64 [k]), stacked along a new first axis."""
+        seen, at = self._seen[members], self._at[members]
         rows = []
         for row, first in zip(self._rows, self._first, strict=True):
             if seen.all():
-                rows.append(row.index_select(0, members))
+                rows.append(row.index_select(0, at))
                 continue
             fresh = first.expand(len(members), *first.shape)
             shape = [-1] + [1] * first.ndim
-            rows.append(torch.where(seen.reshape(shape), row[members], fresh) if seen.any() else fresh.clone())
+            rows.append(torch.where(seen.reshape(shape), row[at], fresh) if seen.any() else fresh.clone())
         self._release()
         return tree_unflatten(rows, self._spec)
 
@@ -71,17 +84,18 @@ class Kept:
         """(the states of these members, whether they are stacked) to look at, without a copy where that can be.
 
         Members that never had a turn are all alike, so that if no other is asked for there is one state, not stacked.
-        Members in a row come as a part of the store: nobody may write to what is given, or use it after the block.
+        Members that lie in a row come as a part of the store: nobody may write to what is given, or use it after the
+        block.
 
         Raises:
             RuntimeError: somebody did write to it.
         """
-        seen, none = self._seen[members], len(members) == 0
+        seen, at, none = self._seen[members], self._at[members], len(members) == 0
         if not none and not seen.any():
             states, stacked = tree_unflatten(self._first, self._spec), False
-        elif not none and seen.all() and bool((members.diff() == 1).all()):
-            start, stacked = int(members[0]), True
-            states = tree_unflatten([row[start : start + len(members)] for row in self._rows], self._spec)
+        elif not none and seen.all() and bool((at.diff() == 1).all()):
+            start, stacked = int(at[0]), True
+            states = tree_unflatten([row[start : start + len(at)] for row in self._rows], self._spec)
         else:
             states, stacked = self.gather(members), True
         before = self._versions()
@@ -100,9 +114,9 @@ class Kept:
         self._allocate(added)
         self._first += added
         for row in self._rows[len(self._rows) - len(added) :]:
-            row[self._seen] = 0
+            row[self._at[self._seen]] = 0
         for row, new in zip(self._rows, leaves, strict=True):
-            row[members] = new.detach().to(row.device, row.dtype)
+            row[self._at[members]] = new.detach().to(row.device, row.dtype)
         self._seen[members] = True
         self._release()
 
@@ -112,7 +126,7 @@ class Kept:
         return sum(x.numel() * x.element_size() for x in self._first)
 
     def seen(self) -> Tensor:
-        """Row numbers of the members that ever had a turn, int64, ascending."""
+        """The members that ever had a turn, int64, ascending."""
         return self._seen.nonzero()[:, 0]
 
     def _release(self) -> None:
