@@ -120,7 +120,7 @@ def _shared(
             logits = predict(examples.look(part))
         return _judged(group, logits, examples.label(part), owner[start : start + block], scores)
 
-    return side_by_side(judge, range(0, len(flat), block), workers if fills else 1)
+    return side_by_side(judge, range(0, len(flat), block), workers)
 
 
 def _by_pixel(weight: Tensor) -> Tensor:
