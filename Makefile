@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pages format bench-mnist bench-speed bench-methods
+.PHONY: demo test lint pages format bench-mnist bench-speed bench-scale bench-methods
 
 demo: $(VENV)/core
 	$(BIN)/weft compare fedala fedavg local --data mnist-10k --clients 20 --alpha 0.1 --rounds 20 --out runs/demo
@@ -51,6 +51,12 @@ bench-speed: $(VENV)/core
 	-$(BIN)/python benchmarks/speed/run.py $(SPEED)
 	-$(BIN)/python benchmarks/speed/limits.py
 	$(BIN)/python benchmarks/speed/page.py
+
+# The cost of a round by its cohort; memory over rounds, over runs and with 100,000 clients. May be interrupted, and goes on where
+# it stopped. For a part: make bench-scale SCALE="--only cohort"
+bench-scale: $(VENV)/core
+	$(BIN)/python -m benchmarks.scale $(SCALE)
+	$(BIN)/python -m benchmarks.scale.page
 
 # The leaderboard: every method on every setting, on two processes, in at most three hours. Reads WEFT_DATA; may be interrupted,
 # and goes on where it stopped. For a part: make bench-methods METHODS_RUN="--settings mnist-dirichlet --methods fedala fedavg"

@@ -43,7 +43,7 @@ class Experiment(NamedTuple):
 
 
 def experiments(place: Path = PLACE) -> list[Experiment]:
-    """What is in the file; `SettingError` for an entry that names no setting of ours, or has something strange in it."""
+    """What is in the file; `SettingError` for an entry that names no setting of ours, or holds something strange."""
     found = []
     for entry in yaml.safe_load(place.read_text(encoding="utf-8")) or []:
         strange = set(entry) - set(Experiment._fields)

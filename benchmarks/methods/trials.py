@@ -117,7 +117,7 @@ def read(place: Path) -> dict[str, Trial]:
 
 
 def run(setting: Setting, method: str, trial: Trial, examples: FederatedData | None = None) -> Trial:
-    """One run: the trial with its figures, or with why it failed; on other examples than the setting's if some are given."""
+    """One run: the trial with its figures, or with why it failed; `examples` replace the setting's."""
     found = dict(trial) | {"setting": setting.name, "method": method, "source": source_of(method)}
     told = search.fixed(method, max(trial["rounds"], setting.rounds))
     made = make(method, told | trial["options"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
-from weft.core import here
+from weft.core import here, kept
 from weft.core.kept import Kept
 
 
@@ -98,6 +98,8 @@ def test_the_order_of_rows_changes_what_is_copied_and_nothing_else(where: str, t
         with store.reading(members) as (states, _):
             assert (states.model["w"]._base is store._rows[0]) != copied
             assert torch.equal(states.model["w"], store.gather(members).model["w"])
+    for a, b in zip(tree_leaves(plain.saved()["states"]), tree_leaves(store.saved()["states"]), strict=True):
+        assert torch.equal(torch.cat(list(a.blocks())), torch.cat(list(b.blocks())))
     for each in (plain, store):  # an entry that comes later
         each.scatter(torch.tensor([5]), (new(2, 1), {"late": torch.ones(1, 4)}))
     for a, b in zip(everything(plain), everything(store), strict=True):
@@ -123,6 +125,19 @@ def test_entries_that_come_later_start_as_zeros(where: str, tmp_path: Path) -> N
     store.scatter(torch.tensor([4]), (new(1, 1), {"memory": torch.full((1, 3), 5.0)}))
     _, late = store.gather(torch.tensor([1, 4, 7]))
     assert late["memory"].tolist() == [[0] * 3, [5] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize("where", ["memory", "paged"])
+def test_what_is_saved_comes_in_blocks(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_BLOCK", 80)  # bytes, where a member has 36
+    store, seen = stores(tmp_path)[where], torch.tensor([1, 2, 5, 7, 8])
+    store.scatter(seen, new(3, 5))
+    saved, whole = store.saved(), store.gather(seen)
+    assert torch.equal(saved["members"], seen) and isinstance(saved["states"], State)
+    for part, leaf in zip(tree_leaves(saved["states"]), tree_leaves(whole), strict=True):
+        blocks = list(part.blocks())
+        assert [len(block) for block in blocks] == [2, 2, 1] and (part.shape, part.dtype) == (leaf.shape, leaf.dtype)
+        assert torch.equal(torch.cat(blocks), leaf)
 
 
 def test_files_go_with_the_store(tmp_path: Path) -> None:

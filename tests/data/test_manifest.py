@@ -14,7 +14,7 @@ from tests.data.divided import labels, toy
 
 from weft.core.errors import SettingError
 from weft.data.federate import federate
-from weft.data.manifest import read, source_hash, write
+from weft.data.manifest import read, source_hash, text, write
 
 Arrays = dict[str, Any]
 OWNER = np.arange(800) % 40
@@ -23,12 +23,21 @@ OWNER = np.arange(800) % 40
 def test_a_manifest_says_what_there_is() -> None:
     source = toy()
     data = federate(source, new_clients=0.1)
-    note = data.manifest
+    note = json.loads(text(data))
     assert note["recipe"]["alpha"] == 0.1 and note["recipe"]["seed"] == 0 and note["numpy"] == np.__version__
     for split, rows in data.splits().items():
         assert note["histogram"][split] == labels(data, split).tolist()
         assert note["counts"][split] == rows.counts.tolist()
-    assert json.loads(json.dumps(note)) == note and len(note["hash"]) == len(note["source_hash"]) == 64
+    assert data.manifest.items() <= note.items() and len(note["hash"]) == len(note["source_hash"]) == 64
+
+
+def test_a_large_population_is_written_whole() -> None:
+    """Arrays are written in blocks, of which this has two."""
+    source = toy(10_000, 0)
+    data = federate(source, partition="iid", clients=4100, protocol="pooled", min_examples=1)
+    note = json.loads(text(data))
+    assert note["counts"]["train"] == data.train.counts.tolist()
+    assert note["histogram"]["test"] == labels(data, "test").tolist()
 
 
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "quantity", "natural"])

@@ -9,6 +9,7 @@ from tests.data.divided import everything, labels, toy
 from weft.core.errors import SettingError
 from weft.data.federate import federate
 from weft.data.federated import FederatedData, Rows
+from weft.data.manifest import histogram
 
 OWNER = np.arange(800) % 40
 
@@ -68,7 +69,7 @@ def test_characters_are_cut_in_time(protocol: str) -> None:
     data = federate(toy(800, 0, kind="characters", owner=OWNER), partition="natural", protocol=protocol)  # type: ignore[arg-type]
     for train, validation, test in zip(*(rows.each() for rows in data.splits().values()), strict=True):
         assert train.max() < validation.min() <= validation.max() < test.min()
-    assert data.manifest["histogram"]["train"] == [[int(n)] for n in data.train.counts]
+    assert histogram(data.source, data.train).tolist() == [[int(n)] for n in data.train.counts]
 
 
 def test_series_are_cut_in_time_within_labels() -> None:

@@ -131,9 +131,9 @@ def full(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
         return write
 
-    monkeypatch.setattr(pathlib.Path, "write_bytes", wrapped(pathlib.Path.write_bytes, lambda p, _: p.name))
+    monkeypatch.setattr(checkpoint, "stream", wrapped(checkpoint.stream, lambda p, _: p.name))
     monkeypatch.setattr(pathlib.Path, "write_text", wrapped(pathlib.Path.write_text, lambda p, _: p.name))
-    monkeypatch.setattr(pyarrow.parquet, "write_table", wrapped(pyarrow.parquet.write_table, lambda *_: "metrics"))
+    monkeypatch.setattr(pyarrow.parquet, "ParquetWriter", wrapped(pyarrow.parquet.ParquetWriter, lambda *_: "metrics"))
 
 
 @pytest.mark.parametrize("what", ["state.safetensors", "state.json", "metrics", ".summary.json.part"])

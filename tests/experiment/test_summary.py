@@ -11,6 +11,7 @@ from tests.experiment.small import DATA, RUN, archive, figures, source, weft
 import weft as api
 from weft.experiment.compare import validation_accuracy
 from weft.experiment.folder import Rows
+from weft.experiment.history import History
 from weft.experiment.result import load
 from weft.experiment.summary import _figures
 
@@ -31,14 +32,15 @@ def test_the_round_is_chosen_by_validation_where_the_test_would_choose_another()
     assert said["mean_last_10"]["test"]["accuracy"] == pytest.approx(np.mean([rows[n, "test"] for n in range(3, 13)]))
 
 
-def planted(test: list[float], validation: list[float | None]) -> dict[str, np.ndarray]:
+def planted(test: list[float], validation: list[float | None]) -> History:
     rows = Rows()
     for i, (t, v) in enumerate(zip(test, validation, strict=True)):
         rows.add(i + 1, "test", "global", "all", {"accuracy": t, "loss": 1 - t})
         if v is not None:
             rows.add(i + 1, "validation", "global", "all", {"accuracy": v})
-    table = rows.table()
-    return {k: table[k].to_numpy(zero_copy_only=False) for k in table.column_names}
+    history = History()
+    history.add(rows.parts)
+    return history
 
 
 def test_no_test_figure_moves_the_choice() -> None:

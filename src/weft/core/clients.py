@@ -132,10 +132,10 @@ class Clients(Protocol):
         """What the method keeps at this client."""
 
     def saved(self) -> Any:
-        """What a checkpoint must hold of the clients, a structure of tensors that `restore` takes."""
+        """What a checkpoint must hold of the clients: a structure of tensors, some of which may come in `blocks()`."""
 
     def restore(self, saved: Any) -> None:
-        """Put back what `saved` gave; for clients that have had no turn yet."""
+        """Put back what `saved` gave, as tensors; for clients that have had no turn yet."""
 
     def close(self) -> None:
         """Let go of whatever the clients live in."""

@@ -161,15 +161,15 @@ class Here:
         return self.kept[k], torch.searchsorted(self.groups[k].ids, ids)
 
     def saved(self) -> list[dict[str, Any] | None]:
-        """For each group what its clients keep that ever had a turn."""
-        every = [(store, store.seen()) for store in self.kept]
-        return [{"members": seen, "states": store.gather(seen)} if len(seen) else None for store, seen in every]
+        """For each group what its clients keep that ever had a turn; tensors of it may come in parts."""
+        return [store.saved() if len(store.seen()) else None for store in self.kept]
 
     def restore(self, saved: Sequence[dict[str, Any] | None]) -> None:
         """Put that back."""
         for store, found in zip(self.kept, saved, strict=True):
             if found is not None:
-                store.scatter(found["members"], found["states"])
+                for some in torch.split(torch.arange(len(found["members"])), store.block):
+                    store.scatter(found["members"][some], tree_map(lambda x, s=some: x[s], found["states"]))
 
     def watched(self, tell: TellNode) -> None:
         """Nothing to say that the run does not know."""

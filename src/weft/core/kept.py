@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 BUDGET = max(2**26, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32) if hasattr(os, "sysconf") else 2**28
 """Bytes of kept state of one group of clients above which it lives in a memory-mapped file: a part of the memory, since
 a mapped page costs a fault whenever it is read anew."""
+_BLOCK = 2**24
 
 
 class Kept:
@@ -50,6 +52,7 @@ class Kept:
         for shape, like in zip(shapes, likes, strict=True):
             path = self._folder / f"{len(self._rows)}.rows"
             file = np.memmap(path, torch.empty((), dtype=like.dtype).numpy().dtype, "w+", shape=shape)
+            file._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]  # else a row is read with its neighbours
             self._files.append(file)
             self._rows.append(torch.from_numpy(file))
 
@@ -121,9 +124,19 @@ class Kept:
         self._release()
 
     @property
+    def block(self) -> int:
+        """How many members' states may be copied at once where those of all would be too many."""
+        return max(1, _BLOCK // max(1, self.row_bytes))
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one member's state."""
         return sum(x.numel() * x.element_size() for x in self._first)
+
+    def saved(self) -> dict[str, Any]:
+        """The members that ever had a turn, and their states as tensors that come in parts, as they are asked for."""
+        members = self.seen()
+        return {"members": members, "states": tree_unflatten([_Part(self, r, members) for r in self._rows], self._spec)}
 
     def seen(self) -> Tensor:
         """The members that ever had a turn, int64, ascending."""
@@ -132,6 +145,28 @@ class Kept:
     def _release(self) -> None:
         for file in self._files:  # mapped pages count as resident memory until they are given back
             file._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One entry of some members' states, which is copied a block at a time."""
+
+    store: Kept
+    rows: Tensor
+    members: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.members), *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def blocks(self) -> Iterator[Tensor]:
+        for some in torch.split(self.members, self.store.block):
+            yield self.rows.index_select(0, self.store.places(some))
+            self.store._release()
 
 
 def _ordered(state: Any, like: Any) -> Any:

@@ -86,15 +86,16 @@ def _unchecked(kind: type[Any], names: Sequence[str], values: Sequence[Any]) -> 
 def taken_apart(thing: Any) -> tuple[Any, list[Any]]:
     """(make, leaves): things of equal makes differ in their leaves only; a make is hashable."""
     leaves: list[Any] = []
+    return _make(thing, leaves), leaves
 
-    def make(thing: Any) -> Any:
-        inside = _inside(thing)
-        if inside is None:
-            leaves.append(thing)
-            return None
-        return (inside.kind, *(make(part) for part in inside.parts))
 
-    return make(thing), leaves
+def _make(thing: Any, leaves: list[Any]) -> Any:
+    """What a thing is made of; its leaves are added to these."""
+    inside = _inside(thing)
+    if inside is None:
+        leaves.append(thing)
+        return None
+    return (inside.kind, *(_make(part, leaves) for part in inside.parts))
 
 
 def rebuilt(thing: Any, leaves: Iterator[Any]) -> Any:

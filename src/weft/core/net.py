@@ -154,13 +154,13 @@ class Net:
         def forward(tree: Tree, x: Tensor, live: Tensor | None, key: Tensor | None) -> tuple[Out, Tree]:
             if live is None or key is None:
                 logits = torch.func.functional_call(hold.judging, tree, (x,))
-                return Out(logits, hold.features), {}
+                return Out(logits, hold.let_go()), {}
             own = live.sum() * 0  # makes the copies per client under vmap even where the tree is shared
             moved = {k: tree[k] + own for k in carried}
             context = {f"{n}.live": live for n in masked}
             context |= {f"{n}.key": fold(key, i) for i, n in enumerate(noisy)}
             logits = torch.func.functional_call(hold.training, {**tree, **moved, **context}, (x,))
-            return Out(logits, hold.features), moved
+            return Out(logits, hold.let_go()), moved
 
         layer = training.get_submodule(top)
         parts = {n: n.removeprefix(top + ".") for n in names if n.startswith(top + ".")}
@@ -168,6 +168,7 @@ class Net:
         def head_of(tree: Tree, features: Tensor) -> Tensor:
             entries = {p: tree[n] for n, p in parts.items()}
             logits: Tensor = torch.func.functional_call(hold.judging.get_submodule(top), entries, (features,))
+            hold.let_go()
             return logits
 
         outputs, width = getattr(layer, "out_features", 0), getattr(layer, "in_features", 0)
@@ -177,13 +178,16 @@ class Net:
 class _Held(threading.local):
     """The module in both modes, for each thread its own: a functional call puts the entries into the module."""
 
-    features: Tensor
-
     def __init__(self, module: nn.Module, top: str) -> None:
         self.training = copy.deepcopy(module)
         self.judging = copy.deepcopy(module).eval()
         for m in (self.training, self.judging):
-            m.get_submodule(top).register_forward_pre_hook(lambda _, args: setattr(self, "features", args[0]))
+            m.get_submodule(top).register_forward_pre_hook(lambda _, args: setattr(self, "_features", args[0]))
+
+    def let_go(self) -> Tensor:
+        """The features of the call that has just been made; a thread that holds them would hold them for good."""
+        found: Tensor = self.__dict__.pop("_features")
+        return found
 
 
 def _seed(seed: int) -> None:

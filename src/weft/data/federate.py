@@ -81,9 +81,9 @@ def federate(
         options = Options(alpha, labels_per_client, shards_per_client, needed)
         train, test, extra = _divided(source, pool, official, partition, clients, options, rng)
         unseen = np.zeros(0, dtype=np.int64)
-    cut = stream(seed, "test")
+    cut, strangers = stream(seed, "test"), set(unseen.tolist())
     for k in range(len(train)):
-        if (official is None or partition == "natural") and not len(test[k]) and k not in unseen:
+        if (official is None or partition == "natural") and not len(test[k]) and k not in strangers:
             train[k], test[k] = _cut(source, train[k], share, min_examples, cut, some=1)
     kept = stream(seed, "validation")
     halves = [_cut(source, rows, validation, min_examples, kept) for rows in train]

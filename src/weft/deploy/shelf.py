@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weft.core.turn import Mine
 from weft.experiment import checkpoint
+from weft.experiment.streamed import Blocks, stream
 
 
 class Shelf:
@@ -47,12 +47,12 @@ class Shelf:
     def put(self, client: int, number: int, exchange: int, mine: Mine) -> None:
         """Write a state, whole or not at all."""
         self._known[client, number, exchange] = mine
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | Blocks] = {}
         shape = checkpoint.described(mine, tensors)
         path = self._path(client, number, exchange)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        save_file(tensors, part, {"state": json.dumps(shape)})
+        stream(part, tensors, {"state": json.dumps(shape)})
         os.replace(part, path)
 
     def forget(self, client: int, keep: set[int]) -> None:

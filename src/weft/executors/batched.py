@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,22 +36,24 @@ class Batched:
         """Run the turns of a cohort; clients with like numbers of steps share a chunk, so that little is padding."""
         keep_freed_memory()
         chunks, apart = self._chunks(turn), self._apart
-
-        def run(here: Tensor) -> list[Any]:
-            try:
-                with repeated(self.rounds, 1 if apart else self.workers):
-                    return [_together(method, net, down, mine, examples, turn, public, here)]
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                if len(here) == 1:
-                    raise
-                self.chunk = half = len(here) // 2
-                warnings.warn(
-                    f"out of memory with {len(here)} clients at once: going on with {half} ({error})", stacklevel=2
-                )
-            return [part for piece in torch.split(here, half) for part in run(piece)]
-
+        together = partial(_together, method, net, down, mine, examples, turn, public)
+        run = partial(self._as_fits, together, apart)
         parts = [part for some in side_by_side(run, chunks, self.workers if apart else 1) for part in some]
         return _in_order(parts, torch.cat(chunks), self.workers)
+
+    def _as_fits(self, together: Callable[[Tensor], Any], apart: bool, here: Tensor) -> list[Any]:
+        """The answers of these members, in one part, or in several if memory runs out."""
+        try:
+            with repeated(self.rounds, 1 if apart else self.workers):
+                return [together(here)]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(here) == 1:
+                raise
+            self.chunk = half = len(here) // 2
+            warnings.warn(
+                f"out of memory with {len(here)} clients at once: going on with {half} ({error})", stacklevel=2
+            )
+        return [part for piece in torch.split(here, half) for part in self._as_fits(together, apart, piece)]
 
     def computed(self, turn: Turn) -> int:
         """How many examples are computed in these turns, padding included."""

@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from weft.core.errors import SettingError
 from weft.core.round import Federation
 from weft.core.turn import Mine
+from weft.experiment.streamed import Blocks, stream
 
 KEPT = 2
 
 
 def write(folder: Path, number: int, federation: Federation, extra: dict[str, Any]) -> None:
     """Write the state after round `number`; `extra` is plain data, such as totals so far."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Blocks] = {}
     state = {
         "server": federation.server,
         "then": dict(federation.then),
@@ -33,13 +34,12 @@ def write(folder: Path, number: int, federation: Federation, extra: dict[str, An
         "turns": federation.turns,
     }
     shape = described(state, tensors)
-    data = save(tensors)
-    note = {"round": number, "state": shape, "extra": extra, "sha256": hashlib.sha256(data).hexdigest()}
     home = folder / "checkpoint"
     temporary = home / ".part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    (temporary / "state.safetensors").write_bytes(data)
+    digest = stream(temporary / "state.safetensors", tensors)
+    note = {"round": number, "state": shape, "extra": extra, "sha256": digest}
     (temporary / "state.json").write_text(json.dumps(note))
     place = home / f"round-{number:06d}"
     shutil.rmtree(place, ignore_errors=True)
@@ -65,10 +65,10 @@ def restore(place: Path, federation: Federation) -> tuple[int, Federation, dict[
     """
     try:
         note = json.loads((place / "state.json").read_text())
-        data = (place / "state.safetensors").read_bytes()
-        if hashlib.sha256(data).hexdigest() != note["sha256"]:
-            raise ValueError("its tensors are not those that were written")
-        tensors = load(data)
+        with (place / "state.safetensors").open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != note["sha256"]:
+                raise ValueError("its tensors are not those that were written")
+        tensors = load_file(place / "state.safetensors")  # mapped: only what is looked at is read
         shape, number, extra = note["state"], int(note["round"]), note["extra"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise SettingError(
@@ -79,24 +79,24 @@ def restore(place: Path, federation: Federation) -> tuple[int, Federation, dict[
     like = {"server": federation.server, "then": {}, "kept": likes, "turns": federation.turns}
     state = rebuilt(shape, tensors, like)
     federation.clients.restore(state["kept"])
-    end = replace(federation, server=state["server"], then=state["then"], turns=state["turns"])
-    return number, end, extra
+    server, then, turns = tree_map(torch.clone, (state["server"], state["then"], state["turns"]))  # the file may go
+    return number, replace(federation, server=server, then=then, turns=turns), extra
 
 
 def _all(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoint").glob("round-*") if p.is_dir())
 
 
-def described(state: Any, tensors: dict[str, Tensor]) -> Any:
+def described(state: Any, tensors: dict[str, Tensor | Blocks]) -> Any:
     """The structure of `state` as JSON, its tensors put aside under numbers."""
-    if isinstance(state, Tensor):
-        name = str(len(tensors))
-        tensors[name] = state.detach().cpu().contiguous().clone()
-        return name
     if isinstance(state, dict):
         return {"dict": {k: described(v, tensors) for k, v in state.items()}}
     if isinstance(state, list | tuple):
         return {"list": [described(v, tensors) for v in state]}
+    if isinstance(state, Tensor) or hasattr(state, "blocks"):
+        name = str(len(tensors))
+        tensors[name] = state
+        return name
     return None
 
 

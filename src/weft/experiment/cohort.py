@@ -15,7 +15,9 @@ from weft.experiment.settings import RunSettings
 
 def able(data: FederatedData) -> Indices:
     """The clients that train, ascending."""
-    return np.setdiff1d(np.arange(data.clients()), data.unseen)
+    trains = np.ones(data.clients(), bool)
+    trains[data.unseen] = False
+    return np.flatnonzero(trains)
 
 
 def expected(there: int, settings: RunSettings) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import yaml
 
@@ -27,27 +28,56 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
+BLOCK = 2**16
+"""Rows of the metrics table that are in memory as rows at once, about."""
+
+
+class Part(NamedTuple):
+    """Rows of the metrics table that differ in client and value only."""
+
+    number: int  # the round
+    split: str
+    view: str
+    group: str
+    metric: str
+    values: np.ndarray[Any, np.dtype[np.float64]]
+    clients: np.ndarray[Any, np.dtype[np.int32]] | None  # None: one value over clients
+
+    def table(self) -> pa.Table:
+        """As rows."""
+        n = len(self.values)
+        words = [pa.repeat(word, n) for word in (self.split, self.view, self.group, self.metric)]
+        number, everybody = pa.repeat(pa.scalar(self.number, pa.int32()), n), pa.repeat(pa.scalar(-1, pa.int32()), n)
+        clients = everybody if self.clients is None else pa.array(self.clients)
+        return pa.Table.from_arrays([number, *words[:3], clients, words[3], pa.array(self.values)], schema=SCHEMA)
 
 
 @dataclass
 class Rows:
-    """Rows of the metrics table in long format, gathered column by column."""
+    """Rows of the metrics table, gathered part by part."""
 
-    parts: list[pa.Table] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
-    def add(self, number: int, split: str, view: str, group: str, values: Mapping[str, Any], client: Any = -1) -> None:
-        """Add metric -> value, or metric -> values with `client` an array of the same length (-1: over clients)."""
+    def add(
+        self, number: int, split: str, view: str, group: str, values: Mapping[str, Any], clients: Any = None
+    ) -> None:
+        """Add metric -> value, over clients, or metric -> values with `clients` an array of the same length."""
+        own = None if clients is None else np.asarray(clients, dtype=np.int32)
         for metric, value in values.items():
-            v = np.atleast_1d(np.asarray(value, dtype=np.float64))
-            n = len(v)
-            owner = np.broadcast_to(np.asarray(client, dtype=np.int32), n)
-            fixed = [pa.array([x] * n) for x in (split, view, group)]
-            columns = [pa.array([number] * n, pa.int32()), *fixed, pa.array(owner), pa.array([metric] * n), pa.array(v)]
-            self.parts.append(pa.Table.from_arrays(columns, schema=SCHEMA))
+            found = np.atleast_1d(np.asarray(value, dtype=np.float64))
+            self.parts.append(Part(number, split, view, group, metric, found, own))
 
-    def table(self) -> pa.Table:
-        """All rows."""
-        return pa.concat_tables(self.parts).combine_chunks() if self.parts else SCHEMA.empty_table()
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, in tables of some ten thousand: a row takes 70 bytes there, where a part has 8."""
+        tables, size = [], 0
+        for part in self.parts:
+            tables.append(part.table())
+            size += len(part.values)
+            if size >= BLOCK:
+                yield pa.concat_tables(tables)
+                tables, size = [], 0
+        if tables:
+            yield pa.concat_tables(tables)
 
 
 class RunFolder:
@@ -96,11 +126,13 @@ class RunFolder:
         temporary.write_text(text)
         os.replace(temporary, self.path / name)
 
-    def write_metrics(self, number: int, rows: pa.Table) -> None:
+    def write_metrics(self, number: int, tables: Iterable[pa.Table]) -> None:
         """Write one round's part of the metrics table."""
         home = self.path / "metrics.parquet"
         temporary = home / f".round-{number:06d}.part"
-        pyarrow.parquet.write_table(rows, temporary, compression="zstd")
+        with pyarrow.parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as file:
+            for table in tables:
+                file.write_table(table)
         os.replace(temporary, home / f"round-{number:06d}.parquet")
 
     def forget_metrics_after(self, number: int) -> None:
@@ -109,10 +141,12 @@ class RunFolder:
             if int(part.stem.removeprefix("round-")) > number:
                 part.unlink()
 
-    def metrics(self) -> pa.Table:
-        """The metrics table so far."""
+    def metrics(self, over_clients: bool = False) -> pa.Table:
+        """The metrics table so far, or those of its rows that are over clients."""
         parts = sorted((self.path / "metrics.parquet").glob("round-*.parquet"))
-        return pa.concat_tables([pyarrow.parquet.read_table(p) for p in parts]) if parts else SCHEMA.empty_table()
+        some = pc.field("client") == -1 if over_clients else None
+        tables = [pyarrow.parquet.read_table(p, filters=some) for p in parts]
+        return pa.concat_tables(tables) if parts else SCHEMA.empty_table()
 
 
 PLACE = frozenset(

@@ -24,6 +24,7 @@ class Probe(NamedTuple):
 
     wire: list[dict[str, Any]]  # direction, channel, tensors, bytes: one row for each channel and direction
     flops_per_step: float
+    parameters: int  # that the network learns
 
 
 def probe(federation: Federation, here: Here, client: int) -> Probe:
@@ -46,7 +47,8 @@ def probe(federation: Federation, here: Here, client: int) -> Probe:
             _row("up", name, tree, _up(turn, net.buffers, name, tree)) for name, tree in reply.up._asdict().items()
         ]
         turn = turn.next
-    return Probe(wire, flops / steps if steps else 0.0)
+    learnt = net.learnable(net.init(0)).values()
+    return Probe(wire, flops / steps if steps else 0.0, sum(x.numel() for x in learnt))
 
 
 def _turn(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from weft.core.here import Here
 from weft.core.method import Round, shown
 from weft.core.round import Federation
 from weft.core.task import Data, Task
+from weft.data import manifest
+from weft.data.federated import FederatedData
 from weft.experiment import checkpoint
 from weft.experiment.folder import RunFolder
 from weft.experiment.summary import dumps
@@ -33,11 +36,20 @@ class Result:
 
     method: str
     summary: dict[str, Any]  # as summary.json
-    history: pa.Table  # long format: round, split, view, group, client, metric, value
+    measured: Callable[[], pa.Table]  # reads `history`
     federation: Federation
     here: Here  # the clients, in this process
-    said: dict[str, Any]  # settings and manifest, as they are written
+    data: FederatedData
+    settings: dict[str, Any]  # as settings.yaml
     totals: dict[str, float]
+
+    @cached_property
+    def history(self) -> pa.Table:
+        """All that was measured, in long format: round, split, view, group, client, metric, value.
+
+        Read when it is first asked for; without a run folder, figures over clients only (client -1).
+        """
+        return self.measured()
 
     @property
     def accuracy(self) -> float:
@@ -50,9 +62,9 @@ class Result:
         Raises:
             SettingError: the folder holds something, or cannot be written.
         """
-        folder, number = RunFolder.start(Path(path), self.said["settings"], resume=False), int(self.summary["rounds"])
-        folder.write("manifest.json", json.dumps(self.said["manifest"], indent=1) + "\n")
-        folder.write_metrics(number, self.history)
+        folder, number = RunFolder.start(Path(path), self.settings, resume=False), int(self.summary["rounds"])
+        folder.write("manifest.json", manifest.text(self.data))
+        folder.write_metrics(number, [self.history])
         checkpoint.write(folder.path, number, self.federation, self.totals)
         folder.write("summary.json", dumps(self.summary))
         return folder.path

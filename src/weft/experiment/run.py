@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -23,13 +20,15 @@ from weft.core.here import Here
 from weft.core.method import Method
 from weft.core.parallel import intra_op
 from weft.core.round import Federation, begin, play
+from weft.data import manifest
 from weft.data.federated import FederatedData
 from weft.evaluation.protocol import judge
 from weft.experiment import assemble, checkpoint
 from weft.experiment.account import Account
 from weft.experiment.cohort import able, cohort, typical
 from weft.experiment.engine import Engine, engine
-from weft.experiment.folder import SCHEMA, Rows, RunFolder
+from weft.experiment.folder import Rows, RunFolder
+from weft.experiment.history import History
 from weft.experiment.probe import Probe, probe
 from weft.experiment.profile import Profile
 from weft.experiment.protection import Protection, protection, secured, with_parts
@@ -59,6 +58,11 @@ Elsewhere = Callable[[Method, Here], Clients]
 """(the method with its parts on, clients in this process) -> the same clients where they live."""
 
 
+GIVE_BACK = 50
+"""After so many rounds freed memory goes back to the system, since holes between blocks that stay add up; more often
+would cost time, as the next round asks for most of it again."""
+
+
 @dataclass
 class Run:
     """A run that is ready to go."""
@@ -77,7 +81,7 @@ class Run:
     tracking: Tracking = field(default_factory=lambda: Tracking([], Path(), {}))
     done: int = 0
     totals: dict[str, float] = field(default_factory=dict)
-    over_clients: list[pa.Table] = field(default_factory=list)
+    history: History = field(default_factory=History)
     profiling: Profile | None = None
     clock: Callable[[], float] = time.perf_counter
 
@@ -130,7 +134,7 @@ class Run:
         if out is not None:
             said = described(method, data, settings, model)
             made.folder = RunFolder.start(Path(out), said, resume=resume)
-            made.folder.write("manifest.json", json.dumps(data.manifest, indent=1) + "\n")
+            made.folder.write("manifest.json", manifest.text(data))
             made.tracking = Tracking(list(trackers), made.folder.path, said)
         if resume:
             made._resume()
@@ -150,9 +154,7 @@ class Run:
                 f"the ledger of {place} is of another noise or cohort ({ledger}): use the settings it had"
             )
         self.folder.forget_metrics_after(self.done)
-        old = self.folder.metrics()
-        if len(old):
-            self.over_clients.append(_over_clients_only(old))
+        self.history.read(self.folder.metrics(over_clients=True))
 
     @property
     def last(self) -> int:
@@ -245,10 +247,12 @@ class Run:
             self.done = number
             status.phase("checkpoint")
             with account.of("checkpoint"):
-                self._keep(number, rows.table())
+                self._keep(number, rows)
             figures = {**headline, **{f"run/{k}": v for k, v in costs.items()}}
             status.done(number, figures)
             self.tracking.log(number, figures)
+            if number % GIVE_BACK == 0:
+                give_back_freed_memory()
             if tell:
                 tell(RoundReport(number, self.last, len(ids), costs["total_seconds"], headline))
 
@@ -262,7 +266,7 @@ class Run:
             rows.add(*where, found.figures)
             if found.group in ("all", "new"):
                 for metric, values in found.metrics.items():
-                    rows.add(*where, {metric: values}, client=found.clients)
+                    rows.add(*where, {metric: values}, clients=found.clients)
             if found.group == "all":
                 headline[f"{found.split}/{found.view}/accuracy"] = found.figures["accuracy"]
         return headline
@@ -275,11 +279,11 @@ class Run:
             self.folder.write("profile.json", dumps(plain))
         return told
 
-    def _keep(self, number: int, rows: pa.Table) -> None:
-        self.over_clients.append(_over_clients_only(rows))
+    def _keep(self, number: int, rows: Rows) -> None:
+        self.history.add(rows.parts)
         if not self.folder:
             return
-        self.folder.write_metrics(number, rows)
+        self.folder.write_metrics(number, rows.tables())
         if number % self.settings.checkpoint_every == 0 or number == self.last:
             ledger = self._ledger()
             extra = {**self.totals, **({"privacy": ledger} if ledger else {})}
@@ -287,13 +291,12 @@ class Run:
         self.folder.write("summary.json", dumps(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
-        rows = pa.concat_tables(self.over_clients) if self.over_clients else SCHEMA.empty_table()
         return summarise(
             self.method,
+            self.federation.method.views,
             self.data,
             self.settings,
-            self.federation,
-            rows,
+            self.history,
             self.done,
             self.totals,
             self.probe,
@@ -309,15 +312,8 @@ class Run:
         summary = self._summary()
         if self.folder:
             self.folder.write("summary.json", dumps(summary))
-        history = (
-            self.folder.metrics() if self.folder else pa.concat_tables(self.over_clients or [SCHEMA.empty_table()])
+        measured = self.folder.metrics if self.folder else self.history.table
+        said = described(self.method, self.data, self.settings, self.model)
+        return Result(
+            self.method.name, summary, measured, self.federation, self.here, self.data, said, dict(self.totals)
         )
-        said = {
-            "settings": described(self.method, self.data, self.settings, self.model),
-            "manifest": self.data.manifest,
-        }
-        return Result(self.method.name, summary, history, self.federation, self.here, said, self.totals)
-
-
-def _over_clients_only(rows: pa.Table) -> pa.Table:
-    return rows.filter(pc.equal(rows["client"], -1))

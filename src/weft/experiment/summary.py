@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from weft.core.method import Method
 from weft.core.registry import find
-from weft.core.round import Federation
 from weft.data.federated import FederatedData
 from weft.experiment.account import PARTS
+from weft.experiment.history import History
 from weft.experiment.probe import Probe
 from weft.experiment.settings import RunSettings, plain
+from weft.version import __version__
 
 
 def summarise(
     method: Method,
+    views: Iterable[str],
     data: FederatedData,
     settings: RunSettings,
-    federation: Federation,
-    rows: pa.Table,
+    history: History,
     done: int,
     totals: Mapping[str, float],
     found: Probe,
@@ -36,17 +35,16 @@ def summarise(
     privacy: Mapping[str, Any] | None,
     plan: str,
 ) -> dict[str, Any]:
-    """The summary so far; `rows` are the metrics over clients, `done` the rounds played, `last` those to play,
-    `totals` the costs, `privacy` what the ledger says.
+    """The summary so far; `views` are those of the method with its parts on, `done` the rounds played, `last` those to
+    play, `totals` the costs, `privacy` what the ledger says.
     """
     entry = find(method.name)
-    table = {k: rows[k].to_numpy(zero_copy_only=False) for k in ("round", "split", "view", "group", "metric", "value")}
-    results = {view: figures for view in federation.method.views if (figures := _figures(table, view))}
+    results = {view: figures for view in views if (figures := _figures(history, view))}
     view = "personal" if "personal" in results else next(iter(results), "")
     recipe = data.manifest.get("recipe", {})
     costs = ("bytes_up", "bytes_down", "steps", "flops")
     return {
-        "weft": version("weft"),
+        "weft": __version__,
         "method": method.name,
         "args": {k: plain(v) for k, v in method.args.items()},
         "title": entry.title,
@@ -61,7 +59,7 @@ def summarise(
             "manifest": data.manifest["hash"],
             **{split: len(getattr(data, split).rows) for split in ("train", "validation", "test")},
         },
-        "model": {"name": settings.model, "parameters": _parameters(federation)},
+        "model": {"name": settings.model, "parameters": found.parameters},
         "executor": settings.executor,
         "plan": plan,
         "rounds": done,
@@ -88,35 +86,28 @@ def summarise(
     }
 
 
-def _figures(table: dict[str, Any], view: str, group: str = "all") -> dict[str, Any]:
+def _figures(history: History, view: str, group: str = "all") -> dict[str, Any]:
     """Last round, the round chosen by validation, and the mean of the last ten evaluated rounds."""
-    here = (table["view"] == view) & (table["group"] == group)
-
-    def at(number: int, split: str) -> dict[str, float]:
-        then = here & (table["round"] == number) & (table["split"] == split)
-        return dict(zip(table["metric"][then].tolist(), table["value"][then].tolist(), strict=True))
-
-    judged = sorted(set(table["round"][here & (table["split"] == "test")].tolist()))
+    judged = history.of("test", view, group, "accuracy").rounds
     if not judged:
         return {}
-    found: dict[str, Any] = {"last": {"round": judged[-1], "test": at(judged[-1], "test")}}
-    checked = [(at(n, "validation").get("accuracy"), -n) for n in judged]
-    known = [(a, n) for a, n in checked if a is not None]
+
+    def at(number: int, split: str = "test") -> dict[str, float]:
+        return history.at(number, split, view, group)
+
+    found: dict[str, Any] = {"last": {"round": judged[-1], "test": at(judged[-1])}}
+    checked, there = history.of("validation", view, group, "accuracy"), set(judged)
+    known = [(accuracy, -number) for number, accuracy in zip(*checked, strict=True) if number in there]
     if known:
         best = -max(known)[1]
-        found["chosen"] = {"round": best, "by": "validation accuracy", "test": at(best, "test")}
-    tail = [at(n, "test") for n in judged[-10:]]
+        found["chosen"] = {"round": best, "by": "validation accuracy", "test": at(best)}
+    tail = [at(number) for number in judged[-10:]]
     common = set.intersection(*(set(t) for t in tail))
     found["mean_last_10"] = {"test": {m: float(np.mean([t[m] for t in tail])) for m in sorted(common)}}
-    new = _figures(table, view, "new") if group == "all" else {}
-    asked = sorted(set(table["split"][here].tolist()) - {"train", "validation", "test"})
+    new = _figures(history, view, "new") if group == "all" else {}
+    asked = sorted(history.splits(view, group) - {"train", "validation", "test"})
     streams = {name: at(judged[-1], name) for name in asked}
     return found | ({"new_clients": new["last"]["test"]} if new else {}) | ({"streams": streams} if streams else {})
-
-
-def _parameters(federation: Federation) -> int:
-    net = federation.net
-    return sum(v.numel() for v in net.learnable(net.init(0)).values())
 
 
 def dumps(summary: Any) -> str:

@@ -7,7 +7,9 @@ Every chart is `WIDTH` user units wide and scales with its column. Series colour
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -64,21 +66,38 @@ def nice(low: float, high: float, count: int = 5) -> list[float]:
     return [step * i for i in range(first, last + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """The powers of ten that enclose [low, high], 0 < low."""
+    return [10.0**k for k in range(math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9) + 1)]
+
+
 def lines(
-    key: str, title: str, series: Sequence[Line], *, y_label: str, percent: bool, x_label: str = "round"
+    key: str,
+    title: str,
+    series: Sequence[Line],
+    *,
+    y_label: str,
+    percent: bool,
+    x_label: str = "round",
+    logarithmic: bool = False,
 ) -> Markup:
-    """Curves over one axis, named at their ends; what is not finite leaves a gap, outliers are cut off."""
+    """Curves over one axis, named at their ends; what is not finite leaves a gap, outliers are cut off.
+
+    Where both axes are `logarithmic`, values must be above 0, and nothing is cut off.
+    """
     points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)] for s in series]
     ys = np.array([y for line in points for _, y in line] or [0.0, 1.0])
     xs = [x for line in points for x, _ in line] or [0.0, 1.0]
     usual = float(np.quantile(ys, 0.97))
-    cut = not percent and ys.max() > 4 * usual > 0
-    y_ticks = nice(max(0.0, float(ys.min())) if percent else float(ys.min()), usual * 1.1 if cut else float(ys.max()))
-    x_ticks = [t for t in nice(min(xs), max(xs)) if min(xs) <= t <= max(xs) and t == round(t)] or [min(xs)]
+    cut = not percent and not logarithmic and ys.max() > 4 * usual > 0
+    ticks = decades if logarithmic else nice
+    y_ticks = ticks(max(0.0, float(ys.min())) if percent else float(ys.min()), usual * 1.1 if cut else float(ys.max()))
+    x_ticks = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and t == round(t)] or [min(xs)]
     room = max((min(len(s.label), 18) for s in series), default=0) * _CHARACTER
     left, right, top, bottom = 46.0, WIDTH - 14 - room, 34.0, 262.0
-    across = _scale(min(xs), max(max(xs), min(xs) + 1), left + 6, right)
-    down = _scale(y_ticks[0], y_ticks[-1], bottom, top)
+    scale = _powers if logarithmic else _scale
+    across = scale(min(xs), max(max(xs), min(xs) + 1), left + 6, right)
+    down = scale(y_ticks[0], y_ticks[-1], bottom, top)
     body = [_text(0, 14, f"{y_label}{' (largest values cut off)' if cut else ''}", "axis")]
     for tick in y_ticks:
         body += [
@@ -294,6 +313,19 @@ def bars(key: str, title: str, rows: Sequence[Bar]) -> Markup:
     return _svg(key, title, "; ".join(f"{row.label}: {row.text}" for row in rows), 48.0 * len(rows), body)
 
 
+def image(chart: Markup) -> str:
+    """A chart as a file of its own, with the style sheet of the report in it."""
+    style = resources.files("weft.report").joinpath("style.css").read_text()
+    own = "svg { background: var(--card); font-family: system-ui, sans-serif; }"
+    tag, body = str(chart).split(">", 1)
+    margin = re.sub(
+        r'viewBox="0 0 (\S+) (\S+)"',
+        lambda m: f'viewBox="-12 -12 {float(m[1]) + 24:g} {float(m[2]) + 24:g}" xmlns="http://www.w3.org/2000/svg"',
+        tag,
+    )
+    return f"{margin}><style>\n{style}{own}\n</style>{body}\n"
+
+
 def _svg(key: str, title: str, about: str, height: float, body: Iterable[Markup]) -> Markup:
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -303,6 +335,11 @@ def _svg(key: str, title: str, about: str, height: float, body: Iterable[Markup]
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _powers(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    linear = _scale(math.log10(low), math.log10(high), start, end)
+    return lambda value: linear(math.log10(value))
 
 
 def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
@@ -322,7 +359,8 @@ def _n(value: float) -> str:
 
 
 def _tick(value: float, percent: bool) -> str:
-    return f"{100 * value if percent else value:.4g}".replace("-", "−") if value else "0"
+    shown = 100 * value if percent else value
+    return (f"{shown:.4g}" if abs(shown) < 1e4 else f"{shown:,.0f}").replace("-", "−") if value else "0"
 
 
 def _short(text: str, most: int) -> str:
