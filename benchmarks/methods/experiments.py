@@ -19,6 +19,7 @@ from benchmarks.methods.settings import SETTINGS, Setting, divided
 
 from weft.core.errors import SettingError
 from weft.experiment.compare import standard_error
+from weft.experiment.plugins import load_methods
 
 PLACE = Path(__file__).parent / "experiments.yaml"
 FIGURES = table.PLACE.with_name("experiments.csv")
@@ -79,6 +80,7 @@ def rows(e: Experiment) -> list[table.Row]:
 
 def main(chosen: Sequence[Experiment]) -> None:
     """Run what has no figures yet, and forget figures of experiments that are no more."""
+    load_methods()
     torch.set_num_threads(1)
     wanted = {(e.name, e.method) for e in chosen}
     done = [row for row in load() if (row["setting"], row["method"]) in wanted]

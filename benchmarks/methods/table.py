@@ -120,8 +120,13 @@ def _rank(rows: Sequence[Row]) -> None:
     """Number the rows of a setting, apart for own and for common models; those that failed have no number."""
     for who in ("own", "common"):
         mine = [r for r in rows if "accuracy" in r and kind(r) == who and not r["failed"]]
-        for place, row in enumerate(sorted(mine, key=lambda r: -r["accuracy"]), 1):
+        for place, row in enumerate(sorted(mine, key=lambda r: (-_written(r["accuracy"]), r["method"], r["view"])), 1):
             row["rank"] = place
+
+
+def _written(value: float) -> float:
+    """As it stands in the CSV, so that those that are equal there have the same order before and after."""
+    return float(f"{value:.6g}")
 
 
 def write(rows: Sequence[Row], place: Path = PLACE) -> None:
