@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from weft.experiment.folder import Rows
+from weft.experiment.history import History
 from weft.experiment.summary import _figures
 
 VALIDATION, TEST = [0.5, 0.8, 0.8, 0.6], [0.9, 0.4, 0.3, 0.7]
@@ -11,14 +13,13 @@ VALIDATION, TEST = [0.5, 0.8, 0.8, 0.6], [0.9, 0.4, 0.3, 0.7]
 
 def test_validation_chooses_the_round() -> None:
     """The earliest of the best by validation, though the test is best in another."""
-    rows = [(n, s, v[n - 1]) for n in range(1, 5) for s, v in (("validation", VALIDATION), ("test", TEST))]
-    table = {
-        "round": np.array([r[0] for r in rows]),
-        "split": np.array([r[1] for r in rows]),
-        "value": np.array([r[2] for r in rows]),
-        **{k: np.array([v] * len(rows)) for k, v in (("view", "global"), ("group", "all"), ("metric", "accuracy"))},
-    }
-    found = _figures(table, "global")
+    rows = Rows()
+    for n in range(1, 5):
+        for split, values in (("validation", VALIDATION), ("test", TEST)):
+            rows.add(n, split, "global", "all", {"accuracy": values[n - 1]})
+    history = History()
+    history.add(rows.parts)
+    found = _figures(history, "global")
     assert found["chosen"] == {"round": 2, "by": "validation accuracy", "test": {"accuracy": 0.4}}
     assert found["last"] == {"round": 4, "test": {"accuracy": 0.7}}
     assert found["mean_last_10"]["test"]["accuracy"] == np.mean(TEST)

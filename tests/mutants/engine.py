@@ -16,18 +16,18 @@ ENGINE = [
     Mutant(
         "clients share one kept buffer", "pfl-research (SCAFFOLD's option I, in-memory store)",
         checks.absent("scaffold"),
-        Edit(Kept.scatter, "row[members] = new.detach()", "row[:] = new[-1].detach()"),
+        Edit(Kept.scatter, "row[self._at[members]] = new.detach()", "row[:] = new[-1].detach()"),
     ),
     Mutant(
         "the server's control is not in the checkpoint", "pfl-research (`_server_c`)", checks.resume("scaffold"),
         Edit(
-            checkpoint.restore, 'server=state["server"]',
+            checkpoint.restore, "server=server",
             'server=federation.server._replace(model=state["server"].model)',
         ),
     ),
     Mutant(
         "moments of the server optimiser are not in the checkpoint", COMMON, checks.resume("fedadam"),
-        Edit(checkpoint.restore, 'then=state["then"]', "then={}"),
+        Edit(checkpoint.restore, "then=then", "then={}"),
     ),
     Mutant(
         "momentum leaks into the next turn", COMMON,
@@ -92,7 +92,7 @@ ENGINE = [
     ),
     Mutant(
         "the test split chooses the round", "PFLlib (`test_acc[i].max()`), Flower's niid_bench", checks.chosen,
-        Edit(summary._figures, 'at(n, "validation")', 'at(n, "test")'),
+        Edit(summary._figures, 'history.of("validation", view', 'history.of("test", view'),
     ),
     Mutant(
         "training examples are the test", "FedML #163; Federated-Learning-Backdoor #5", checks.split,

@@ -32,7 +32,7 @@ from weft.local.debias import with_dbe
 from weft.methods.fedavg import fedavg
 
 
-@method("FedDBE", "personalised", neutral=("fedavg", {}, {"kappa": 0.0, "bias_rate": 0.0}))
+@method("FedDBE", "personalised", neutral=("fedavg", {}, {"kappa": 0.0, "bias_rate": 0.0}), off={"kappa": 0.0})
 def feddbe(opt: Optimiser = SGD(0.05), kappa: float = 50.0, mu: float = 1.0, bias_rate: float = 1.0) -> Method:
     """FedDBE. opt: the local optimiser; kappa: weight of the pull; mu: momentum of the running mean.
 
