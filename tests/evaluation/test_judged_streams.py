@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tests.experiment.small import source
 
@@ -15,6 +16,8 @@ from weft.core.method import Method
 from weft.core.registry import REGISTRY
 from weft.data.federate import federate
 from weft.data.streams import with_streams
+from weft.evaluation import protocol
+from weft.evaluation.answers import answer
 from weft.methods.fedavg import fedavg
 from weft.report.read import read_runs
 
@@ -71,3 +74,18 @@ def test_reports_read_streams(tmp_path: Path) -> None:
     run = read_runs([tmp_path / "run"])[0]
     found = run.result("stream switch/others")
     assert found is not None and 0 <= found.test["accuracy"] <= 1
+
+
+def test_judging_in_parts_is_judging_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large population some are judged after the others, so that not all that was said is in memory."""
+    data, found = with_streams(federate(source(), clients=6, alpha=0.3, new_clients=0.2), ["switch"]), []
+    asked: list[int] = []
+    monkeypatch.setattr(protocol, "answer", lambda *args, **given: asked.append(len(args[4])) or answer(*args, **given))
+    for most in (protocol.ASKED, 7):
+        monkeypatch.setattr(protocol, "ASKED", most)
+        run = weft.run("ditto", data, **RUN, cohort=2, precision="fp64", out=tmp_path / str(most))
+        rows = run.history.to_pylist()
+        found.append({tuple(r.values())[:-1]: r["value"] for r in rows if "seconds" not in r["metric"]})
+    whole, parts = found
+    assert list(whole) == list(parts) and max(asked) == 6 and min(asked) < 3
+    assert {k: v for k, v in whole.items() if not np.isclose(v, parts[k], rtol=0, atol=1e-9, equal_nan=True)} == {}

@@ -6,7 +6,7 @@ examples, the drawing of their batches and the running of their turns. `weft.cor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -77,6 +77,18 @@ class Marks(NamedTuple):
     ids: Array  # int64 [k]
     counts: Array  # int64 [k]: their examples
     metrics: Mapping[str, Array]  # name -> [k]
+
+
+def joined(each: Sequence[Marks]) -> Marks:
+    """Marks that were given apart, of different clients, in the order of ids."""
+    full = [marks for marks in each if len(marks.ids)] or each[:1]
+    order = np.argsort(np.concatenate([marks.ids for marks in full]))
+
+    def whole(arrays: Iterable[Array]) -> Array:
+        return np.concatenate(list(arrays))[order]
+
+    metrics = {name: whole(marks.metrics[name] for marks in full) for name in full[0].metrics}
+    return Marks(whole(marks.ids for marks in full), whole(marks.counts for marks in full), metrics)
 
 
 Timed = Callable[[str], AbstractContextManager[None]]

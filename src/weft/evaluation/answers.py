@@ -35,6 +35,13 @@ class Answers:
         """The answers on the examples of these clients."""
         return self.take(np.isin(self.client, ids))
 
+    def write(self, here: slice, found: Answers) -> None:
+        """Put these answers in their places; whose they are is known."""
+        for name in ("loss", "right", "y", "guess", "scores"):
+            whole, part = getattr(self, name), getattr(found, name)
+            if part is not None and len(part):
+                whole[here] = part
+
     def take(self, index: Array) -> Answers:
         """These entries: a mask, or places in the order that is wanted."""
         flat = len(self.y) == len(self.client)
@@ -113,14 +120,24 @@ def _shared(
         block, down = min(block, 256), tree_map(_by_pixel, down)
     predict = view.predict(group.net, Task(down, (), None))  # type: ignore[arg-type]
     flat, owner = np.concatenate(rows), np.repeat(ids, [len(r) for r in rows])
+    said = _blank(owner, examples.y.ndim == 1, group.net.classes if scores else 0)
 
-    def judge(start: int) -> Answers:
-        part = torch.from_numpy(flat[start : start + block]).to(examples.y.device)
+    def judge(start: int) -> None:
+        here = slice(start, start + block)
+        part = torch.from_numpy(flat[here]).to(examples.y.device)
         with torch.no_grad():
             logits = predict(examples.look(part))
-        return _judged(group, logits, examples.label(part), owner[start : start + block], scores)
+        said.write(here, _judged(group, logits, examples.label(part), owner[here], scores))
 
-    return side_by_side(judge, range(0, len(flat), block), workers)
+    side_by_side(judge, range(0, len(flat), block), workers)
+    return [said]
+
+
+def _blank(client: Array, flat: bool, classes: int) -> Answers:
+    """Answers that are yet to be written; those of one block after the other would lie between the blocks' examples."""
+    n = len(client)
+    y, guess = (np.empty(n if flat else 0, np.int64) for _ in range(2))
+    return Answers(client, np.empty(n), np.empty(n), y, guess, np.empty((n, classes)) if flat and classes else None)
 
 
 def _by_pixel(weight: Tensor) -> Tensor:

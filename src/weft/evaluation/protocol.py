@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.clients import Array, Exam, Look, Marks
+from weft.core.clients import Array, Exam, Look, Marks, joined
 from weft.core.here import Here
 from weft.core.method import Round, shown
 from weft.core.round import Federation
@@ -23,6 +23,8 @@ from weft.evaluation.answers import Answers, answer
 from weft.evaluation.metrics import over_clients, per_client
 
 JUDGED = ("validation", "test")
+ASKED = 2**15
+"""Examples that are judged before their answers become figures."""
 
 
 class Judged(NamedTuple):
@@ -49,22 +51,29 @@ class Examiner:
         everybody = torch.cat([group.ids for group in here.groups]).sort().values
         ids = (everybody if exam.ids is None else exam.ids).numpy()
         stream = asked(self.data)[exam.split]
-        said = answer(
-            here,
-            here.method.views[exam.view],
-            exam.look,
-            [stream.rows.client(k) for k in ids],
-            ids,
-            exam.past,
-            exam.number,
-            scores=exam.full,
-            together=self.together,
-            workers=self.workers,
-        )
-        return {
-            name: Marks(*per_client(chosen, self.data.source.classes, full=exam.full))
-            for name, chosen in parts(exam.split, said, stream, ids)
-        }
+        found: dict[str, list[Marks]] = {}
+        for some in _shares(ids, stream.rows.counts[ids]):
+            said = answer(
+                here,
+                here.method.views[exam.view],
+                exam.look,
+                [stream.rows.client(k) for k in some],
+                some,
+                exam.past,
+                exam.number,
+                scores=exam.full,
+                together=self.together,
+                workers=self.workers,
+            )
+            for name, chosen in parts(exam.split, said, stream, some):
+                marks = Marks(*per_client(chosen, self.data.source.classes, full=exam.full))
+                found.setdefault(name, []).append(marks)
+        return {name: joined(each) for name, each in found.items()}
+
+
+def _shares(ids: Array, counts: Array) -> list[Array]:
+    """Clients in parts of about `ASKED` examples, so that what was said is never in memory for a large population."""
+    return np.split(ids, np.flatnonzero(np.diff(np.maximum(np.cumsum(counts) - 1, 0) // ASKED)) + 1)
 
 
 def asked(data: FederatedData) -> dict[str, Stream]:
@@ -89,8 +98,8 @@ def judge(federation: Federation, data: FederatedData, cohort: Array, number: in
     exams = [Exam(number, split, view, full, federation.turns, look) for split in asked(data) for view in views]
     for exam in exams:
         for part, marks in federation.clients.judge(exam).items():
-            for group, ids in groups.items():
-                there = np.isin(marks.ids, ids)
+            for group, members in groups.items():
+                there = members[marks.ids]
                 if there.any():
                     found = {name: values[there] for name, values in marks.metrics.items()}
                     figures = over_clients(marks.counts[there], found)
@@ -107,9 +116,10 @@ def looking(federation: Federation, number: int) -> Look:
 
 
 def grouped(data: FederatedData, cohort: Array) -> dict[str, Array]:
-    """The groups that figures are made for; those that would be empty, or the same as all, are left out."""
-    able = np.setdiff1d(np.arange(data.clients()), data.unseen)
-    groups = {"all": able}
-    if len(np.intersect1d(able, cohort)) < len(able):
-        groups |= {"participating": np.intersect1d(able, cohort), "absent": np.setdiff1d(able, cohort)}
-    return groups | ({"new": data.unseen} if len(data.unseen) else {})
+    """The groups that figures are made for, bool [population]; those that would be empty, or as all, are left out."""
+    new, took_part = np.zeros(data.clients(), bool), np.zeros(data.clients(), bool)
+    new[data.unseen], took_part[cohort] = True, True
+    groups = {"all": ~new}
+    if (absent := ~new & ~took_part).any():
+        groups |= {"participating": ~new & took_part, "absent": absent}
+    return groups | ({"new": new} if len(data.unseen) else {})

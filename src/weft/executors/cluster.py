@@ -11,14 +11,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import exceptions
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from weft.core.clients import Exam, Group, Marks, Message, Part, TellNode, Timed, untimed, unwatched
+from weft.core.clients import Exam, Group, Marks, Message, Part, TellNode, Timed, joined, untimed, unwatched
 from weft.core.here import Here, turn_of
 from weft.executors.place import Build, opened, packed
 from weft.executors.pool import Pool
@@ -202,19 +201,7 @@ class Cluster:
 
 def _merged(found: Sequence[Mapping[str, Marks]]) -> dict[str, Marks]:
     """The marks that places have given, by the name of what was asked."""
-    return {name: _in_order([marks[name] for marks in found]) for name in found[0]}
-
-
-def _in_order(marks: Sequence[Marks]) -> Marks:
-    """Marks of several places in the order of ids."""
-    full = [m for m in marks if len(m.ids)] or marks[:1]
-    order = np.argsort(np.concatenate([m.ids for m in full]))
-
-    def whole(arrays: Sequence[Any]) -> Any:
-        return np.concatenate(list(arrays))[order]
-
-    metrics = {name: whole([m.metrics[name] for m in full]) for name in full[0].metrics}
-    return Marks(whole([m.ids for m in full]), whole([m.counts for m in full]), metrics)
+    return {name: joined([marks[name] for marks in found]) for name in found[0]}
 
 
 def _line(error: BaseException) -> str:

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
     ]
 )
-BLOCK = 2**16
+BLOCK = 2**14
 """Rows of the metrics table that are in memory as rows at once, about."""
 
 

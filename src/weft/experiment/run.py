@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -183,7 +184,7 @@ class Run:
         with Status(self.folder, about, self.last, done=self.done, local=here) as status, self._spread(), self.cores():
             self.federation.clients.watched(status.node)
             self._play(tell, status)
-        give_back_freed_memory()
+        _give_back()
         return self.result()
 
     def cores(self) -> AbstractContextManager[None]:
@@ -209,6 +210,7 @@ class Run:
     def _play(self, tell: Tell | None, status: Status) -> None:
         headline: dict[str, float] = {}
         account = Account(self.device, self.profiling is not None, self.clock)
+        _give_back()  # what dividing a large population took
         for number in range(self.done + 1, self.last + 1):
             there = self.federation.clients.there(torch.from_numpy(able(self.data)))
             ids = cohort(self.federation.method, there.numpy(), self.settings, number)
@@ -252,7 +254,7 @@ class Run:
             status.done(number, figures)
             self.tracking.log(number, figures)
             if number % GIVE_BACK == 0:
-                give_back_freed_memory()
+                _give_back()
             if tell:
                 tell(RoundReport(number, self.last, len(ids), costs["total_seconds"], headline))
 
@@ -317,3 +319,9 @@ class Run:
         return Result(
             self.method.name, summary, measured, self.federation, self.here, self.data, said, dict(self.totals)
         )
+
+
+def _give_back() -> None:
+    """Let the system have freed memory, also that of Arrow's own allocator."""
+    pa.default_memory_pool().release_unused()
+    give_back_freed_memory()
