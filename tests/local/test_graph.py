@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.func import grad, vmap
 
 from weft.local import graph
 from weft.local.graph import shortened
+from weft.local.script import scripted
 
 K, B, D = 3, 4, 5
 Step = Callable[..., Sequence[Tensor]]
@@ -158,25 +161,150 @@ def test_it_has_the_bits_of_the_graph_that_python_runs() -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+class Look(NamedTuple):
+    """A convolution and the pooling behind it."""
+
+    channels: int
+    kernel: int
+    how: dict[str, Any]
+    pool: dict[str, Any]
+
+
+LOOKS = {
+    "few channels": Look(3, 3, {}, {"kernel_size": 2}),
+    "few channels, padded": Look(1, 5, {"padding": 2}, {"kernel_size": 2}),
+    "few channels, in strides": Look(2, 3, {"stride": 2, "padding": (1, 0)}, {"kernel_size": 2}),
+    "few channels, with holes": Look(3, 2, {"dilation": (2, 3)}, {"kernel_size": 3, "stride": 1}),
+    "many channels": Look(7, 3, {"padding": 1}, {"kernel_size": 2}),
+    "windows that overlap": Look(6, 3, {}, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "groups": Look(8, 3, {"groups": 4}, {"kernel_size": 2}),
+}
+
+
+def looking(like: Look, bias: bool, dtype: torch.dtype) -> tuple[Step, list[Tensor]]:
+    """(a step on two convolutions and a head, their weights and the rate).
+
+    Images are made of squares of one colour, so that a pooling meets equal numbers.
+    """
+    images = numbers(4, like.channels, 3, 3).repeat_interleave(4, 2).repeat_interleave(4, 3).to(dtype)
+    own = like.channels // like.how.get("groups", 1)
+    kernels = [numbers(4, own, like.kernel, like.kernel).to(dtype), numbers(5, 4, 2, 2).to(dtype) * 0.3]
+    biases = [numbers(4).to(dtype), numbers(5).to(dtype)] if bias else []
+
+    def seen(p: Sequence[Tensor]) -> Tensor:
+        first, second = p[2:4] if bias else (None, None)
+        x = F.max_pool2d(torch.relu(F.conv2d(images, p[0], first, **like.how)), **like.pool)
+        return torch.relu(F.conv2d(x, p[1], second)).flatten(1)
+
+    def step(*given: Tensor) -> Sequence[Tensor]:
+        weights, rate = given[:-1], given[-1]
+        slopes = grad(lambda p: F.linear(seen(p), p[-1]).square().mean())(weights)
+        return tuple(w - rate * slope for w, slope in zip(weights, slopes, strict=True))
+
+    weights = [*kernels, *biases]
+    head = numbers(3, seen(weights).shape[1]).to(dtype) * 0.1
+    return step, [*weights, head, torch.tensor(0.01, dtype=dtype)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_images(dtype: torch.dtype) -> None:
-    """Convolutions and poolings, which may be laid out anew."""
-    kernel, image = numbers(6, 3, 3, 3).to(dtype), numbers(2, 3, 8, 8).to(dtype)
-    head = numbers(10, 54).to(dtype) * 0.1
-
-    def step(kernel: Tensor, head: Tensor, image: Tensor) -> Sequence[Tensor]:
-        def loss(p: tuple[Tensor, Tensor]) -> Tensor:
-            hidden = F.max_pool2d(torch.relu(F.conv2d(image, p[0])), 2)
-            return F.linear(hidden.flatten(1), p[1]).square().mean()
-
-        return tuple(p - 0.01 * g for p, g in zip((kernel, head), grad(loss)((kernel, head)), strict=True))
-
-    run = traced(step, [kernel.clone(), head.clone(), image], 2)
-    expected, state = [kernel, head], [kernel.clone(), head.clone()]
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", LOOKS)
+def test_images(name: str, bias: bool, dtype: torch.dtype) -> None:
+    """Convolutions and poolings, which become other operations."""
+    step, (*expected, rate) = looking(LOOKS[name], bias, dtype)
+    state = [w.clone() for w in expected]
+    run = traced(step, [*(w.clone() for w in expected), rate], len(state))
     for _ in range(3):
-        expected, state = list(step(*expected, image)), list(run(*state, image))
-    for got, want in zip(state, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+        expected, state = list(step(*expected, rate)), list(run(*state, rate))
+        for got, want in zip(state, expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+            assert got.is_contiguous()
+
+
+def test_a_step_on_images_runs_without_python() -> None:
+    """Or two threads would wait for each other."""
+    step, inputs = looking(LOOKS["many channels"], True, torch.float32)
+    none = torch.zeros(1)
+    graph_of = shortened(lambda *x: step(*x[:-2]), [*inputs, none, none], len(inputs) - 1)
+    assert scripted(graph_of, len(inputs) - 1) is not None
+
+
+def _risen(loss: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    return [x + grad(loss)(x)]
+
+
+def test_a_pooling_comes_before_its_relu_if_nobody_else_looks_at_that() -> None:
+    image, kernel = numbers(2, 6, 8, 8), numbers(4, 6, 3, 3)
+
+    def alone(kernel: Tensor) -> Tensor:
+        return F.max_pool2d(torch.relu(F.conv2d(image, kernel)), 2).square().sum()
+
+    def shared(kernel: Tensor) -> Tensor:
+        y = torch.relu(F.conv2d(image, kernel))
+        return F.max_pool2d(y, 2).square().sum() + y.sum()
+
+    for loss, first in ((alone, "max_pool2d"), (shared, "relu")):
+        step = partial(_risen, loss)
+        run = shortened(step, [kernel.clone()], 1)
+        found = [n.name for n in run.graph.nodes if n.name.startswith(("max_pool2d_with_indices", "relu"))]
+        assert found[0].startswith(first)
+        torch.testing.assert_close(run(kernel.clone()), step(kernel), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 32, 33])
+def test_few_rows_meet_a_large_weight(rows: int) -> None:
+    x, w, b, rate = numbers(rows, 512), numbers(513, 512), numbers(513), torch.tensor(0.1, dtype=torch.float64)
+    weights, inputs = [w * 0.01, b], [x, rate]
+
+    def step(w: Tensor, b: Tensor, x: Tensor, rate: Tensor) -> Sequence[Tensor]:
+        dw, db = grad(lambda p: torch.tanh(F.linear(x, p[0], p[1])).square().mean())((w, b))
+        return w + -rate * dw, b + -rate * db
+
+    state = traced(step, [*(v.clone() for v in weights), *inputs], 2)(*(v.clone() for v in weights), *inputs)
+    for got, want in zip(state, step(*weights, *inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_a_weight_is_not_converted_for_few_rows() -> None:
+    """Then its product is one of float32, to which that of 16 bits comes near."""
+    x, w = numbers(16, 512).float(), numbers(520, 512).float() * 0.01
+
+    def step(w: Tensor, x: Tensor) -> Sequence[Tensor]:
+        def loss(w: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                return torch.tanh(F.linear(torch.tanh(F.linear(x, w)), w.T)).float().square().mean()
+
+        return [w + -10.0 * grad(loss)(w)]
+
+    run = shortened(step, [w.clone(), x], 1)
+    sizes = [n.meta["val"].numel() for n in run.graph.nodes if n.target is torch.ops.aten._to_copy.default]
+    assert sizes and max(sizes) < w.numel()
+    change, want = run(w.clone(), x)[0] - w, step(w, x)[0] - w
+    assert (change - want).norm() < 0.02 * want.norm() and want.norm() > 0.01 * w.norm()
+
+
+def test_what_is_still_read_is_not_written_over() -> None:
+    def step(w: Tensor, x: Tensor) -> Sequence[Tensor]:
+        a = w * 2.0
+        seen = a[1:]  # a view, which is read after its whole
+        b = torch.relu(a)
+        c = b * b.flip(0)
+        d = (c + 1.0) * c.expand(2, *c.shape)
+        return [w + d.sum(0) + torch.cat([seen, seen[:1]]), x - b]
+
+    w, x = numbers(4, 4), numbers(4, 4)
+    run = shortened(step, [w.clone(), x.clone()], 2)
+    for got, want in zip(run(w.clone(), x.clone()), step(w, x), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_an_operand_that_nobody_needs_is_written_over() -> None:
+    run = shortened(lambda x: [torch.exp(torch.relu(x * 2.0) + 1.0).sum(0, keepdim=True) + x], [numbers(4, 4)], 1)
+    names = [n.name for n in run.graph.nodes if n.op == "call_function"]
+    targets = [str(n.target) for n in run.graph.nodes if n.op == "call_function"]
+    assert [t for t in targets if "_." in t][:3] == ["aten.relu_.default", "aten.add_.Tensor", "aten.exp_.default"], (
+        names
+    )
 
 
 def test_what_is_compiled_goes_with_its_fold() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from weft.local import images
+from weft.local import images, products
+from weft.local.reuse import reuse
 from weft.local.script import Fold, scripted
 
 aten = torch.ops.aten
@@ -50,28 +51,42 @@ def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
         Fold: gives the new carry, in part in the tensors of the old one. Results never share memory.
     """
     step = shortened(function, inputs, carry)
-    on_cpu = inputs[0].device.type == "cpu"
-    return (on_cpu and scripted(step, carry)) or fold(_quickened(step).forward)
+    if inputs[0].device.type != "cpu":
+        return _plain(step)
+    if not (kernels := images.kernels(step.graph, carry)):
+        return scripted(step, carry) or _plain(step)
+    step = shortened(function, images.turned(inputs, kernels), carry)
+    run = scripted(step, carry) or _plain(step)
+
+    def turning(state: list[Tensor], *given: Any) -> list[Tensor]:
+        return [x.contiguous() for x in run(images.turned(state, kernels), *given)]
+
+    return turning
+
+
+def _plain(module: GraphModule) -> Fold:
+    """Run by Python, which has two doors to an operation: by the quicker one."""
+    for node in module.graph.nodes:
+        node.target = _FAST.get(node.target, node.target)
+    module.recompile()
+    return fold(module.forward)
 
 
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
     """The graph that `traced` runs."""
-    module = make_fx(function, images.WAYS if inputs[0].device.type == "cpu" else None)(*inputs)
+    on_cpu = inputs[0].device.type == "cpu"
+    module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else None)(*inputs)
     graph = module.graph
     _simplify(module)
-    images.pool_first(graph)
+    if on_cpu:
+        images.pool_first(graph)
+        products.few_rows(graph)
+        _simplify(module)
     _own_results(graph, carry)
     _update_in_place(graph, carry)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    reuse(graph)
     graph.lint()
-    module.recompile()
-    return module
-
-
-def _quickened(module: GraphModule) -> GraphModule:
-    """The same operations by the quicker of their two doors from Python."""
-    for node in module.graph.nodes:
-        node.target = _FAST.get(node.target, node.target)
     module.recompile()
     return module
 
@@ -355,4 +370,3 @@ _FAST: dict[Any, Any] = {
     aten.squeeze.dims: torch.squeeze,
     aten._log_softmax.default: torch._log_softmax,
 }
-"""Operations by the quicker of their two doors."""

@@ -20,6 +20,26 @@ FEW, WINDOW = 4, 25
 of a matrix product (docs/performance.md)."""
 
 
+def kernels(graph: Graph, carry: int) -> frozenset[int]:
+    """Places among the first `carry` inputs of kernels, whose channels should lie side by side too: oneDNN reorders
+    them for each pass.
+    """
+    found = set()
+    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
+        kernel = node.args[1]
+        while kernel.target is aten._to_copy.default:
+            kernel = kernel.args[0]
+        if node.args[8] == 1 and kernel.meta["val"].ndim == 4:
+            found.add(kernel)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"][:carry]
+    return frozenset(i for i, n in enumerate(inputs) if n in found)
+
+
+def turned(tensors: Sequence[Tensor], places: frozenset[int]) -> list[Tensor]:
+    """Those at these places with channels last."""
+    return [x.contiguous(memory_format=torch.channels_last) if i in places else x for i, x in enumerate(tensors)]
+
+
 def pool_first(graph: Graph) -> None:
     """relu(pool(x)) for pool(relu(x)): the same numbers and slopes, and the ReLU has fewer of them to look at."""
     for pool in graph.find_nodes(op="call_function", target=_POOL):
@@ -62,7 +82,8 @@ def _convolution(x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Any:
     if _few(x, w, how):
         columns, size = _columns(x, w, how)
         kernel = w.flatten(1).t()
-        flat = columns.t() @ kernel if b is None else torch.addmm(b, columns.t(), kernel)
+        flat = columns.t() @ kernel
+        flat = flat if b is None else flat + b
         return flat.reshape(*size, -1).permute(0, 3, 1, 2)
     return NotImplemented if _lies_well(x) else aten.convolution(*_laid(x), w, b, *how)
 
