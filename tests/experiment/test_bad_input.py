@@ -136,6 +136,7 @@ BAD = [
     bad(run("--device", "abacus"), "device = 'abacus'"),
     bad(run("--device", "meta"), "device = 'meta'"),
     bad(run("--precision", "fp8"), "precision = 'fp8'"),
+    bad(run("--precision", "tf32", "--device", "cpu"), "precision = 'tf32' needs a GPU"),
     bad(run("--executor", "flour"), "executor = 'flour'"),
     bad(run("--threads", "0"), "threads = 0"),
     bad(run("--threads", "-1"), "threads = -1"),

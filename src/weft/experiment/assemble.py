@@ -31,7 +31,7 @@ from weft.privacy.private import Privacy, private
 from weft.server import TrimmedMean, mean, median, plain
 from weft.wire import Quantise, Sign, SVDEnergy, TopK
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32, "tf32": torch.float32}
 
 
 def device(name: str) -> torch.device:
@@ -63,7 +63,17 @@ Network = str | Net | Callable[[], nn.Module]
 
 
 def networks(model: Network | Sequence[Network], data: FederatedData, precision: str, where: torch.device) -> list[Net]:
-    """One net per architecture; a name may list several, with commas."""
+    """One net per architecture; a name may list several, with commas.
+
+    On a GPU it also settles, for the process, whether products of float32 may be made of TF32: torch makes those of
+    convolutions so by default, which would be other numbers than a CPU's.
+    """
+    if precision == "tf32" and where.type != "cuda":
+        raise SettingError(f"precision = 'tf32' needs a GPU, and this run is on {where.type}: use bf16 or fp32")
+    if where.type == "cuda":
+        found: Any = torch.backends
+        for operation in (found.cuda.matmul, found.cudnn.conv, found.cudnn.rnn):
+            operation.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     if isinstance(model, str):
         model = [name.strip() for name in model.split(",")]
     source = data.source

@@ -61,8 +61,8 @@ class RunSettings:
     seed: int = _set(0, "seed of cohorts, batches and noise")
     init_seed: int = _set(0, "seed of the initial weights")
     device: str = _set("auto", "auto, cpu, cuda, cuda:1, ...")
-    precision: Literal["fp32", "fp64", "bf16"] = _set(
-        "fp32", "floating-point type of the parameters; bf16: fp32 parameters, products in bfloat16"
+    precision: Literal["fp32", "fp64", "bf16", "tf32"] = _set(
+        "fp32", "floating-point type of the parameters; bf16, tf32: fp32 parameters, products in that (tf32: on a GPU)"
     )
     executor: Literal["batched", "loop", "ray", "flower"] = _set(
         "batched",

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from weft.local import images, products
+from weft.local import grouped, images, products
+from weft.local.capture import captured
 from weft.local.reuse import reuse
 from weft.local.script import Fold, scripted
 
@@ -52,7 +53,8 @@ def traced(function: Flat, inputs: Sequence[Tensor], carry: int) -> Fold:
     """
     step = shortened(function, inputs, carry)
     if inputs[0].device.type != "cpu":
-        return _plain(step)
+        run = _plain(step)
+        return captured(step.forward, run) if inputs[0].device.type == "cuda" else run
     if not (kernels := images.kernels(step.graph, carry)):
         return scripted(step, carry) or _plain(step)
     step = shortened(function, images.turned(inputs, kernels), carry)
@@ -75,7 +77,7 @@ def _plain(module: GraphModule) -> Fold:
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
     """The graph that `traced` runs."""
     on_cpu = inputs[0].device.type == "cpu"
-    module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else None)(*inputs)
+    module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else grouped.WAYS)(*inputs)
     graph = module.graph
     _simplify(module)
     if on_cpu:

@@ -80,9 +80,9 @@ def _convolution(x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Any:
     if how[-1] != 1:
         return NotImplemented
     if _few(x, w, how):
-        columns, size = _columns(x, w, how)
+        met, size = columns(x, w, how)
         kernel = w.flatten(1).t()
-        flat = columns.t() @ kernel
+        flat = met.t() @ kernel
         flat = flat if b is None else flat + b
         return flat.reshape(*size, -1).permute(0, 3, 1, 2)
     return NotImplemented if _lies_well(x) else aten.convolution(*_laid(x), w, b, *how)
@@ -93,10 +93,10 @@ def _convolution_backward(g: Tensor, x: Tensor, w: Tensor, sizes: Any, *how: Any
     if how[-1] != 1:
         return NotImplemented
     if _few(x, w, how) and asked[1]:
-        columns, _ = _columns(x, w, how)
+        met, _ = columns(x, w, how)
         flat = g.permute(0, 2, 3, 1).reshape(-1, len(w))
         before = aten.convolution_backward(g, x, w, sizes, *how, [True, False, False])[0] if asked[0] else None
-        return before, (columns @ flat).t().reshape(w.shape), flat.sum(0) if asked[2] else None
+        return before, (met @ flat).t().reshape(w.shape), flat.sum(0) if asked[2] else None
     return NotImplemented if _lies_well(g, x) else aten.convolution_backward(*_laid(g, x), w, sizes, *how, asked)
 
 
@@ -105,7 +105,7 @@ def _few(x: Tensor, w: Tensor, how: Sequence[Any]) -> bool:
     return x.ndim == 4 and not transposed and w.shape[1] <= FEW and w[0, 0].numel() <= WINDOW
 
 
-def _columns(x: Tensor, w: Tensor, how: Sequence[Any]) -> tuple[Tensor, tuple[int, int, int]]:
+def columns(x: Tensor, w: Tensor, how: Sequence[Any]) -> tuple[Tensor, tuple[int, int, int]]:
     """(what each place of the kernel meets [channels * places, images * height * width], (images, height, width))."""
     stride, padding, dilation = (list(v) * (2 // len(v)) for v in how[:3])
     if any(padding):
