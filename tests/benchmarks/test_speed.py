@@ -124,6 +124,14 @@ def test_personal_models_are_judged_alike(tmp_path: Path) -> None:
     assert 10 <= np.diff(p.test_offset).min() <= np.diff(p.test_offset).max() <= 60
 
 
+def test_on_a_device_both_executors_are_measured(tmp_path: Path) -> None:
+    """On the CPU here; a GPU's share of busy time can't be had on it."""
+    w, gpu = module("workloads"), module("gpu")
+    w.prepare(toy(name="toy-100", cohort=4), tmp_path / "data" / "toy-100", images())
+    row = gpu.measured(toy(), tmp_path, "cpu", "fp32", 1, 2)
+    assert row["ratio"] == row["loop"] / row["batched"] > 0 and row["cohort"] == 4 and np.isnan(row["busy"])
+
+
 def test_a_prepared_folder_divides_examples_once_and_is_kept(tmp_path: Path) -> None:
     w = module("workloads")
     folder = w.prepare(toy(), tmp_path, images())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -69,20 +70,25 @@ def federated(p: Prepared) -> FederatedData:
 
 
 def run(
-    p: Prepared, data: FederatedData, precision: str, lr: float, first: Mapping[str, np.ndarray], workers: int = 0
+    p: Prepared,
+    data: FederatedData,
+    precision: str,
+    lr: float,
+    first: Mapping[str, np.ndarray],
+    **how: Any,
 ) -> Run:
-    """A run that is ready to go, from these first weights."""
+    """A run that is ready to go, from these first weights; `how`: its workers, its device, its executor."""
     w, model = p.workload, None
     asked = {"epochs": w.epochs, "batch_size": w.batch_size, "cohort": w.cohort, "seed": w.seed, "precision": precision}
-    asked |= {"workers": workers}
+    asked |= {"device": "cpu", **how}
     if w.model in NETWORKS:  # a module that other peers train too
         model = lambda: NETWORKS[w.model](p.x.shape[1:], p.classes)  # noqa: E731
     else:
         asked["model"] = w.model
     load_methods()
     method = find(w.method).make(SGD(lr), **w.options)
-    made = Run.prepare(method, data, from_mapping(RunSettings, {**asked, "device": "cpu"}), model)
-    start = {k: torch.from_numpy(v) for k, v in first.items()}
+    made = Run.prepare(method, data, from_mapping(RunSettings, asked), model)
+    start = {k: torch.from_numpy(v).to(made.device) for k, v in first.items()}
     here, method = made.here, made.federation.method
     made.here = Here.begin(method, here.groups, here.examples, here.draw, here.execute, first=start, weigh=weigh)
     planned(made.here, data, made.settings, made.engine.plan)
