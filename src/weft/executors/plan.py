@@ -67,7 +67,7 @@ def plan(
     if room < min(most, near):
         return Plan(max(1, int(room)), workers, f"more would need over 1/{SHARE} of the memory")
     if near < most:
-        return Plan(near, workers, f"more would not stay in the caches, with {bytes_per_client / 2**20:.1f} MiB of each")
+        return Plan(near, workers, f"more would not stay in the caches, at {bytes_per_client / 2**20:.1f} MiB for each")
     return Plan(most, workers, f"a step of one client is {flops_per_step / 1e6:.1f} MFLOP, too small for a program")
 
 
