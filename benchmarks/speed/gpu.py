@@ -1,7 +1,7 @@
 """Weft on a GPU: python benchmarks/speed/gpu.py [--device cuda] [--only S5,S2] [--out benchmarks/speed/gpu.csv].
 
-Against its own `loop` executor on the same device, with 100 clients in a round: one client after the other, each step as
-the method is written. And the share of a round's time for which the device computes, from torch's profiler.
+Against its own `loop` executor on the same device, with 100 clients in a round: one client after the other, each step
+as the method is written. And the share of a round's time for which the device computes, from torch's profiler.
 """
 
 # ruff: noqa: E402 (the path is set before the imports)

@@ -29,9 +29,15 @@ def test_what_the_user_chose_stands() -> None:
 
 def test_chunks_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "memory", lambda device: 10**9)
-    found = plan(CPU, flops_per_step=1, bytes_per_client=10**7, workers=2)
-    assert found.chunk == 10**9 // (planning.SHARE * 2 * 10**7) and "memory" in found.why
+    found = plan(CPU, flops_per_step=1, bytes_per_client=4 * 10**7, workers=2)
+    assert found.chunk == 10**9 // (planning.SHARE * 2 * 4 * 10**7) == 3 and "memory" in found.why
     assert plan(CPU, flops_per_step=1, bytes_per_client=10**12, workers=2).chunk == 1
+
+
+@pytest.mark.parametrize(("size", "clients"), [(planning.CACHE // 50, 100), (planning.CACHE, 4), (2**10, 256)])
+def test_slices_stay_in_the_caches_of_a_cpu(size: int, clients: int) -> None:
+    assert plan(CPU, flops_per_step=1, bytes_per_client=size, workers=2).chunk == clients
+    assert plan(torch.device("cuda"), flops_per_step=1, bytes_per_client=size, room=2**50).chunk == 1024
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -283,6 +283,30 @@ def test_a_weight_is_not_converted_for_few_rows() -> None:
     assert (change - want).norm() < 0.02 * want.norm() and want.norm() > 0.01 * w.norm()
 
 
+@pytest.mark.parametrize("times", [1.0, 0.3])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_a_proximal_term_is_one_pass(times: float, decay: float) -> None:
+    """Its weight goes a part of the way to where the term pulls it; not if something has been done to it before."""
+    w, b, anchor, x = numbers(4, 5), numbers(4), numbers(4, 5), numbers(3, 5)
+    rate = torch.tensor(0.1, dtype=torch.float64)
+
+    def step(w: Tensor, b: Tensor, anchor: Tensor, x: Tensor, rate: Tensor) -> Sequence[Tensor]:
+        def loss(p: Sequence[Tensor]) -> Tensor:
+            near = times / 2 * (p[0] - anchor).square().sum()
+            return torch.tanh(F.linear(x, *p)).square().mean() + near + decay / 2 * p[0].square().sum()
+
+        dw, db = grad(loss)((w, b))
+        return w + -rate * dw, b + -rate * db
+
+    given = [anchor, x, rate]
+    run = shortened(step, [w.clone(), b.clone(), *given], 2)
+    for got, want in zip(run(w.clone(), b.clone(), *given), step(w, b, *given), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    targets = {str(n.target) for n in run.graph.nodes if n.op == "call_function"}
+    assert "aten.lerp_.Tensor" in targets and "aten.sub.Tensor" not in targets
+    assert torch.equal(anchor, given[0]) and scripted(run, 2) is not None
+
+
 def test_what_is_still_read_is_not_written_over() -> None:
     def step(w: Tensor, x: Tensor) -> Sequence[Tensor]:
         a = w * 2.0

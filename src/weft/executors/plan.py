@@ -11,6 +11,10 @@ FULL = 5e7
 """Floating-point operations of one client's step from which a core is busy with it: stacking gains nothing there, and
 costs locality. Between an MLP of 5 MFLOP, which gains, and a CNN of 245, which does not (docs/performance.md)."""
 
+CACHE = 2**24
+"""Bytes of state that a worker's slice of a program may have on a CPU: each step goes through all of it, and from main
+memory that takes half as long again (docs/performance.md)."""
+
 SHARE = 4
 """All chunks together may carry this part of the memory: gradients, activations and examples need as much again."""
 
@@ -56,10 +60,14 @@ def plan(
         return Plan(chunk, workers, "as chosen")
     if on_cpu and flops_per_step >= FULL:
         return Plan(1, workers, f"a step of one client is {flops_per_step / 1e6:.0f} MFLOP, which fills a core")
-    room = (room or memory(device)) // (SHARE * workers * max(1, bytes_per_client))
+    bytes_per_client = max(1, bytes_per_client)
+    room = (room or memory(device)) // (SHARE * workers * bytes_per_client)
     most = 256 if on_cpu else 1024
-    if room < most:
+    near = max(2, CACHE // bytes_per_client) * workers if on_cpu else most
+    if room < min(most, near):
         return Plan(max(1, int(room)), workers, f"more would need over 1/{SHARE} of the memory")
+    if near < most:
+        return Plan(near, workers, f"more would not stay in the caches, at {bytes_per_client / 2**20:.1f} MiB for each")
     return Plan(most, workers, f"a step of one client is {flops_per_step / 1e6:.1f} MFLOP, too small for a program")
 
 

@@ -140,8 +140,8 @@ def _shorter(node: Node) -> Node | None:
         axes = {i % len(_shape(node)) for i in args[1:]}  # type: ignore[operator]
         if axes == {i % len(_shape(node)) for i in source.args[1:]}:  # type: ignore[operator]
             return source.args[0]  # type: ignore[return-value]
-    if target is aten.mul.Tensor and args[1] == 1 and _same_type(node, source):
-        return source
+    if target in (aten.mul.Tensor, aten.pow.Tensor_Scalar) and args[1] == 1 and _same_type(node, source):
+        return source  # the slope of a square is a power of 1
     return None
 
 
@@ -243,7 +243,8 @@ def _own_results(graph: Graph, carry: int) -> None:
     output.args = (results,)
 
 
-_IN_PLACE = (aten.baddbmm_.default, aten.addmm_.default, aten.addcmul_.default, aten.add_.Tensor, aten.mul_.Tensor)
+_IN_PLACE = (aten.baddbmm_.default, aten.addmm_.default, aten.addcmul_.default, aten.add_.Tensor, aten.mul_.Tensor,
+             aten.lerp_.Tensor)  # fmt: skip
 
 
 def _update_in_place(graph: Graph, carry: int) -> None:
@@ -304,9 +305,13 @@ def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[N
     """`old` plus `number` times `factor` times `by` in place; a sum term by term, so that products are found in it."""
     terms = _terms(factor)
     if len(terms) > 1:
-        for term in dict.fromkeys(terms):
+        for term in sorted(dict.fromkeys(terms), key=lambda term: _distance(term, old) is None):
             old = _scaled_added(graph, old, term, by, changing, terms.count(term))
         return old
+    if found := _distance(factor, old):
+        to, times = found
+        pull = graph.call_function(aten.mul.Scalar, (by, -number * times))
+        return graph.call_function(aten.lerp_.Tensor, (old, _as_it_was(graph, to, changing), pull))
     turned = factor.target in _TURNS and len(factor.users) == 1
     product = factor.args[0] if turned else factor
     add = _PRODUCTS.get(getattr(product, "target", None))
@@ -330,6 +335,17 @@ def _scaled_added(graph: Graph, old: Node, factor: Any, by: Any, changing: set[N
     if turned:
         a, b = (graph.call_function(aten.transpose.int, (x, -1, -2)) for x in (b, a))
     return graph.call_function(add, (old, a, b))
+
+
+def _distance(node: Any, old: Node) -> tuple[Node, float] | None:
+    """(`to`, `times`) if the node is the distance `old - to` so many times, as in a proximal term."""
+    times = 1.0
+    while node.target is aten.mul.Scalar and len(node.users) == 1:
+        node, times = node.args[0], times * float(node.args[1])
+    if node.target is not aten.sub.Tensor or node.args[0] is not old or len(node.users) > 1 or node.kwargs:
+        return None
+    to = node.args[1]
+    return (to, times) if isinstance(to, Node) and _same_type(to, old) and _shape(node) == _shape(old) else None
 
 
 def _as_it_was(graph: Graph, node: Node, changing: set[Node]) -> Node:
