@@ -54,9 +54,7 @@ def busy(made: Run, p: Prepared, timed: int) -> float:
         began = settled(made.device)
         rounds(made, p, 0, timed)
         whole = settled(made.device) - began
-    spans = sorted(
-        (e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == DeviceType.CUDA
-    )
+    spans = sorted((e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == DeviceType.CUDA)
     total = last = 0.0
     for start, end in spans:  # kernels may overlap
         total += max(0.0, end - max(start, last))

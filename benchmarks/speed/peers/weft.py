@@ -70,12 +70,7 @@ def federated(p: Prepared) -> FederatedData:
 
 
 def run(
-    p: Prepared,
-    data: FederatedData,
-    precision: str,
-    lr: float,
-    first: Mapping[str, np.ndarray],
-    **how: Any,
+    p: Prepared, data: FederatedData, precision: str, lr: float, first: Mapping[str, np.ndarray], **how: Any
 ) -> Run:
     """A run that is ready to go, from these first weights; `how`: its workers, its device, its executor."""
     w, model = p.workload, None
