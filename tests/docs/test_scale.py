@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
     monkeypatch.syspath_prepend(ROOT / "scripts" / "scale")
     for name in ("page", "simulate"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, name, None)  # so that nobody finds it after this test
+        del sys.modules[name]
     import page
     import simulate
 
