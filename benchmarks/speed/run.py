@@ -152,8 +152,9 @@ def measure(
     """All blocks that are missing, peers in turn; every result."""
     results = []
     environments: dict[str, Path] = {}
-    for w in workloads:
+    for w in workloads:  # before anything is measured, so that data that are missing are missed at once
         prepare(w, home / "data" / w.name)
+    for w in workloads:
         for precision in precisions:
             here = [p for p in peers.values() if w.name in p.workloads and precision in p.precisions]
             if precision != "fp32" and w.name not in IN_BF16:
