@@ -40,7 +40,10 @@ def test_the_page_has_all_parts(tmp_path: Path) -> None:
         result("population-ditto-100000", [people[100_000]]),
         result("population-ditto-1000", [people[1000]]),
         result("runs", [{"run": n, "resident": 100 + n / 1024, **holds} for n in range(1, 101)]),
-        result("rounds-fedavg", [{"round": n, "resident": 100.0 + (n % 50 > 0) + n / 500} for n in range(1, 501)]),
+        result(
+            "rounds-fedavg",
+            [{"round": n, "resident": 100.0 + (n % 50 > 0) + n / 500, "used": 50 + n / 500} for n in range(1, 501)],
+        ),
         result("cohort", timed("Weft", 0.003, 0.001) + timed("plain loop", 0.0, 0.002)),
     ]
     (tmp_path / "results").mkdir()
@@ -54,16 +57,18 @@ def test_the_page_has_all_parts(tmp_path: Path) -> None:
         "| fedavg, after | 100.1 | 100.2 | 100.3 | 100.4 | 100.5 | 100.6 | 100.7 | 100.8 | 100.9 | 101.0 | +0.90 % |"
     )
     assert after in text and "| fedavg, most before | 101.1 | 101.2 |" in text
+    assert "| fedavg, in use | 50.1 | 50.2 |" in text and "| 51.0 | +1.80 % |" in text
     assert "changes by +1 KiB a run" in text
     assert "| ditto, 100,000 | 600 | +99 (+19.8 %) | 7.0 | 6 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in text
     assert text.index("ditto, 1,000") < text.index("ditto, 100,000")
     assert ElementTree.parse(tmp_path / "cohort.svg").getroot().tag.endswith("svg")
     assert len((tmp_path / "cohort.csv").read_text().splitlines()) == 1 + 3 * 2 * len(COHORTS)
-    assert len((tmp_path / "memory.csv").read_text().splitlines()) == 1 + 500 * 2 + 100 * 6 + 2 * 10
+    assert len((tmp_path / "memory.csv").read_text().splitlines()) == 1 + 500 * 3 + 100 * 6 + 2 * 10
 
 
 def test_memory_is_that_of_this_process() -> None:
-    before = memory.resident()
+    before, used = memory.resident(), memory.in_use()
     ballast = b"x" * 2**26
     assert memory.resident() > before + 60 and memory.peak() >= memory.resident()
+    assert memory.in_use() == pytest.approx(used + 64, abs=2)
     del ballast

@@ -18,7 +18,7 @@ from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.reduction import reduced, sums
 from weft.core.task import Examples, Reply, Turn
-from weft.core.tree import Tree
+from weft.core.tree import Tree, taken
 from weft.core.turn import Draw, Execute, Mine, encoded
 
 Weigh = Callable[[Tree, Codec | None], int]
@@ -101,7 +101,7 @@ class Here:
             replies, steps = [], 0
             for seat in seats:
                 mine = self._minds[seat] if seat in self._minds else self.kept[seat.group].gather(seat.members)
-                given = tree_map(lambda x, h=seat.here: x[h], down) if turn.private_send else down
+                given = taken(down, seat.here) if turn.private_send else down
                 with timed("data"):
                     drawn, count = self.drawn(turn, message, seat.here)
                     steps += count
@@ -132,8 +132,8 @@ class Here:
         """Write what these clients have put by."""
         for seat, mind in self._minds.items():
             group = self.groups[seat.group]
-            ok = torch.isin(group.ids[seat.members], ids)
-            self.kept[seat.group].scatter(seat.members[ok], tree_map(lambda x, ok=ok: x[ok.to(x.device)], mind))
+            ok = torch.isin(group.ids[seat.members], ids).nonzero()[:, 0]
+            self.kept[seat.group].scatter(seat.members[ok], taken(mind, ok))
         self._blocks, self._minds = [], {}
 
     def judge(self, exam: Exam) -> Mapping[str, Marks]:

@@ -70,15 +70,13 @@ class Kept:
 
     def gather(self, members: Tensor) -> Any:
         """The states of these members (int64 [k]), stacked along a new first axis."""
-        seen, at = self._seen[members], self._at[members]
-        rows = []
-        for row, first in zip(self._rows, self._first, strict=True):
-            if seen.all():
-                rows.append(row.index_select(0, at))
-                continue
-            fresh = first.expand(len(members), *first.shape)
-            shape = [-1] + [1] * first.ndim
-            rows.append(torch.where(seen.reshape(shape), row[at], fresh) if seen.any() else fresh.clone())
+        seen, at = self._seen[members].nonzero()[:, 0], self._at[members]
+        if len(seen) == len(members):
+            rows = [row.index_select(0, at) for row in self._rows]
+        else:
+            rows = [first.expand(len(members), *first.shape).clone() for first in self._first]
+            for to, row in zip(rows, self._rows, strict=True):
+                to.index_copy_(0, seen, row.index_select(0, at[seen]))
         self._release()
         return tree_unflatten(rows, self._spec)
 
@@ -119,7 +117,7 @@ class Kept:
         for row in self._rows[len(self._rows) - len(added) :]:
             row[self._at[self._seen]] = 0
         for row, new in zip(self._rows, leaves, strict=True):
-            row[self._at[members]] = new.detach().to(row.device, row.dtype)
+            row.index_copy_(0, self._at[members], new.detach().to(row.device, row.dtype))
         self._seen[members] = True
         self._release()
 

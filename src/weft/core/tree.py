@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+T = TypeVar("T")
 
 Tree = dict[str, Tensor]
 """Dotted path -> tensor. Never changed in place: every function here returns a new one."""
@@ -59,3 +63,12 @@ def mix(a: Tree, b: Tree, w: Tensor | float) -> Tree:
 def delta(new: Tree, old: Tree) -> Tree:
     """THE sign convention: an update points where the model moved, and is applied with `add`."""
     return sub(new, old)
+
+
+def taken(stack: T, places: Tensor) -> T:
+    """The rows of these places (int64 [k], on the host) of a structure of stacks; if that is all of it, no copy."""
+    size = next((len(x) for x in tree_leaves(stack)), 0)
+    if len(places) == size and bool((places == torch.arange(size)).all()):
+        return stack
+    rows: T = tree_map(lambda x: x[places.to(x.device)], stack)
+    return rows

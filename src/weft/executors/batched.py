@@ -18,6 +18,7 @@ from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.parallel import side_by_side
 from weft.core.task import Data, Examples, Reply, Task, Turn
+from weft.core.tree import taken
 from weft.core.turn import Mine, take_turn
 from weft.local.stack import repeated, stacked_rows
 
@@ -95,10 +96,10 @@ def _in_order(parts: list[Reply[Any, Mine]], places: Tensor, workers: int) -> Re
 def _together(
     method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any, here: Tensor
 ) -> Reply[Any, Mine]:
-    mine, turn = tree_map(lambda x: x[here.to(x.device)], (mine, turn))
+    mine, turn = taken((mine, turn), here)
     turn = turn._replace(steps={k: _trimmed(s) for k, s in turn.steps.items()})
     if method.private_send:
-        down = tree_map(lambda x: x[here.to(x.device)], down)
+        down = taken(down, here)
 
     def one(down: Any, mine: Mine, turn: Turn) -> Reply[Any, Mine]:
         return take_turn(method, net, Task(down, mine, Data(examples, turn), public))

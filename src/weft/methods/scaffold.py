@@ -59,13 +59,15 @@ def scaffold(opt: SGD = SGD(0.05), eta_g: float = 1.0, option: Literal["I", "II"
             return Fit(value + dot(shift, y), buffers)
 
         y, steps = descend(net, x, data, loss, opt, given=(sub(c, c_i),))
-        change = net.learnable(delta(y, x))
+        change = delta(y, x)
         if option == "I":
-            still = {k: v for k, v in x.items() if k not in change}
+            still = {k: v for k, v in x.items() if k not in c}
             renewed = grad(lambda p: net.loss({**p, **still}, data.all()).value)(net.learnable(x))
+            turned = delta(renewed, c_i)
         else:
-            renewed = sub(sub(c_i, c), scale(change, 1 / (steps.clamp(min=1) * opt.lr * data.rate)))
-        return Reply(Scaffold(delta(y, x), delta(renewed, c_i)), renewed, data.count)
+            turned = sub(scale(net.learnable(change), -1 / (steps.clamp(min=1) * opt.lr * data.rate)), c)
+            renewed = add(c_i, turned)
+        return Reply(Scaffold(change, turned), renewed, data.count)
 
     def advance(state: Scaffold, up: Scaffold, r: Round) -> Scaffold:
         step = {k: eta_g * v if k in up.control else v for k, v in up.model.items()}
