@@ -46,7 +46,7 @@ FEDAVG = [
 SCAFFOLD = [
     Mutant(
         "sign of the control flipped", "pfl-research (`scaffold.py`)", optimum("scaffold"),
-        Edit(scaffold, "sub(sub(c_i, c), scale(", "add(sub(c_i, c), scale("),
+        Edit(scaffold, "-1 / (steps", "1 / (steps"),
     ),
     Mutant(
         "the last client overwrites both means", "FedML (`agg_operator.py`)", optimum("scaffold"),
@@ -54,7 +54,7 @@ SCAFFOLD = [
     ),
     Mutant(
         "c_i is sent where its change is expected", "Plato #382", optimum("scaffold"),
-        Edit(scaffold, "delta(renewed, c_i)", "renewed"),
+        Edit(scaffold, "Scaffold(change, turned)", "Scaffold(change, renewed)"),
     ),
     Mutant(
         "the divisor forgets the steps", "Plato #382; PFLlib #152, #160", optimum("scaffold"),
@@ -79,7 +79,7 @@ SCAFFOLD = [
     ),
     Mutant(
         "running statistics have controls", "NIID-Bench", checks.statistics("scaffold"),
-        Edit(scaffold, "change = net.learnable(delta(y, x))", "change = delta(y, x)"),
+        Edit(scaffold, "net.learnable(change)", "change"),
         Edit(scaffold, "Scaffold(first, zeros(net.learnable(first)))", "Scaffold(first, zeros(first))"),
         Edit(
             scaffold, "client=lambda net, first: zeros(net.learnable(first))",
