@@ -120,6 +120,11 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
+def entry(run: Run, view: str) -> str:
+    """`run` and its `view` in one name."""
+    return f"{run.label} · {view}" if view else run.label
+
+
 def joined(names: Sequence[str]) -> str:
     """The names as in: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
