@@ -54,7 +54,10 @@ def status(name: str) -> float:
 class _Glibc(ctypes.Structure):
     """`struct mallinfo2`."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena o s h hblkhd us fs uordblks fordblks keepcost".split()]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "1", "2", "3", "hblkhd", "5", "6", "uordblks", "fordblks", "keepcost")
+    ]
 
 
 def in_use() -> float:
@@ -68,7 +71,7 @@ def in_use() -> float:
 def over_rounds(method: str) -> Iterator[Row]:
     """Resident memory after each of 500 rounds: an MLP, 10 of 100 unequal clients in a round, with a run folder.
 
-    One more round follows, since a run judges its last one by all metrics: what these need for the first time comes once.
+    One more round follows, since a run judges its last one by all metrics: what these need comes once.
     """
     data = weft.federate(weft.load("mnist-10k"), partition="dirichlet", alpha=0.5, clients=100)
     found: list[Row] = []

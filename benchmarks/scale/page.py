@@ -97,19 +97,20 @@ def rounds(results: Results) -> list[str]:
         at = {row["round"]: row for row in found["rows"]}
         used, after = ([at[n][what] for n in when] for what in ("used", "resident"))
         most = [max(at[n]["resident"] for n in range(end - GIVE_BACK + 1, end + 1)) for end in when]
+        method = part.removeprefix("rounds-")
         for name, values in (("in use", used), ("after", after), ("most before", most)):
             slope, start = np.polyfit(when, values, 1)
             grown = slope * (when[-1] - when[0]) / (start + slope * when[0])
-            cells.append([f"{part.removeprefix('rounds-')}, {name}", *(f"{v:.1f}" for v in values), f"{100 * grown:+.2f} %"])
+            cells.append([f"{method}, {name}", *(f"{v:.1f}" for v in values), f"{100 * grown:+.2f} %"])
     return [
         f"## {when[-1]} rounds", "",
         *said(
-            "Memory in MiB. MLP, 10 of 100 unequal clients in a round, evaluation and checkpoint every 10 rounds, a run",
-            f"folder. Every {GIVE_BACK} rounds a run lets the system have freed memory; `in use` is what the allocator",
+            "Memory in MiB. MLP, 10 of 100 unequal clients in a round, evaluation and checkpoint every 10 rounds, a",
+            f"run folder. Every {GIVE_BACK} rounds a run lets the system have freed memory; `in use` is what the allocator",
             "has given out then, `after` what is resident then, and `most before` the most that was resident in the",
             f"{GIVE_BACK} rounds before, with what rounds need for themselves. The last column is by how much the",
             "straight line through them rises. `after` goes up and down by a block of some MiB: each thread's part of",
-            "the allocator keeps its last one. With `MALLOC_ARENA_MAX=1` it is level.",
+            "the allocator keeps its last one. It is level with `MALLOC_ARENA_MAX=1`.",
         ),
         *table(["after round", *map(str, when), "grown"], cells),
     ]  # fmt: skip
