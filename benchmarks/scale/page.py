@@ -107,10 +107,10 @@ def rounds(results: Results) -> list[str]:
         *said(
             "Memory in MiB. MLP, 10 of 100 unequal clients in a round, evaluation and checkpoint every 10 rounds, a",
             f"run folder. Every {GIVE_BACK} rounds a run lets the system have freed memory; `in use` is what the",
-            "allocator has given out then, `after` what is resident then, and `most before` the most that was resident in the",
-            f"{GIVE_BACK} rounds before, with what rounds need for themselves. The last column is by how much the",
-            "straight line through them rises. `after` goes up and down by a block of some MiB: each thread's part of",
-            "the allocator keeps its last one. It is level with `MALLOC_ARENA_MAX=1`.",
+            "allocator has given out then, `after` what is resident then, and `most before` the most that was resident",
+            f"in the {GIVE_BACK} rounds before, with what rounds need for themselves. The last column is by how much",
+            "the straight line through them rises. `after` goes up and down by a block of some MiB: each thread's part",
+            "of the allocator keeps its last one. It is level with `MALLOC_ARENA_MAX=1`.",
         ),
         *table(["after round", *map(str, when), "grown"], cells),
     ]  # fmt: skip
