@@ -1,8 +1,9 @@
 """What bounds a round of Weft on this machine: python benchmarks/speed/limits.py [--only S1,S3] [--home runs/speed].
 
 For each workload: the floating-point operations and bytes of a round, counted; what this machine does of either at
-best, measured in the same minute; where the time of a round goes; and how long torch's operations of a round take by
-themselves, when one core runs them one after the other. Results are JSON files in HOME/limits, which page.py shows.
+best, measured in the same minute, and how far its cores are in each other's way; where the time of a round goes; and
+how long torch's operations of a round take by themselves, when one core runs them one after the other. Results are JSON
+files in HOME/limits, which page.py shows.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from run import IN_BF16
 from torch.profiler import ProfilerActivity, profile
 from workloads import WORKLOADS, Prepared, Workload, grid, load, prepare
 
-from weft.core.parallel import intra_op
+from weft.core.parallel import intra_op, side_by_side
 from weft.core.round import play
+from weft.executors.plan import cores
 from weft.experiment.account import Account, measured
 from weft.experiment.run import Run
 
@@ -64,8 +66,29 @@ def limits(w: Workload, precision: str, folder: Path) -> dict[str, Any]:
             "flops": measured(cpu, torch.bfloat16 if precision == "bf16" else torch.float32).flops,
             "bytes": measured(cpu, torch.float32).bytes,
         },
+        "crowding": crowding(),
         "started": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
+
+
+def crowding() -> float:
+    """How many times as long small products take on all cores at once as on one: 1 where cores share nothing.
+
+    What a virtual machine calls two cores may be two threads of one, from minute to minute.
+    """
+
+    def products(core: int) -> float:
+        a, began = torch.ones(256, 256), time.perf_counter()
+        for _ in range(200):
+            a @ a
+        return time.perf_counter() - began
+
+    def longest(workers: int) -> float:
+        with intra_op(1):
+            return median(max(side_by_side(products, range(workers), workers)) for _ in range(ROUNDS))
+
+    longest(cores())  # starts the threads
+    return longest(cores()) / longest(1)
 
 
 def _rounds(p: Prepared, precision: str, workers: int) -> tuple[Run, Round, dict[str, float]]:

@@ -119,7 +119,9 @@ def page(
         "ceilings (a matrix product of 2048 and a copy of 64 MiB, on all cores), the floating-point operations that",
         "are counted and the bytes that have to move at the least (weights twice read and once written in a step, each",
         "example read once), and the time that torch's operations of a round take one after the other on one core,",
-        "without what is between them; `operations.csv` has them.", "",
+        "without what is between them; `operations.csv` has them. The machine is quicker in one minute than in",
+        "another; so what a target asks for is told from the table, and how much quicker a round could be from the",
+        "minute of its own.", "",
         *_machines(blocks), "",
     ]  # fmt: skip
     for name, w in workloads.items():
@@ -201,27 +203,29 @@ def _bounds(told: Row, here: Sequence[Row]) -> list[str]:
         f"`{name}` {seconds / told['operations_seconds']:.0%}" for name, seconds, _ in told["operations"][:5]
     )
     each = f"a round of each of {runs} runs" if runs > 1 else "a round"
+    crowd = f", on which work takes {told['crowding']:.2f} times as long as on one alone" if "crowding" in told else ""
     lines = [
         f"What bounds it: {each} is {told['flops'] / 1e9:.3g} GFLOP and moves {told['bytes'] / 1e6:.3g} MB at the "
         f"least. At {best['flops'] / 1e9:.0f} GFLOP/s and {best['bytes'] / 1e9:.0f} GB/s that takes {_time(most)}; "
         f"torch's operations by themselves take {_time(alone)} on {CORES} cores that never wait "
-        f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])}"
+        f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])} on two cores{crowd}"
         + (f" ({parts})." if parts and runs == 1 else "."),
         "",
     ]
     for row in here:
         if not row.get("target") or "ratio" not in row or row["ratio"] >= row["target"]:
             continue
-        need = row["median"] / row["target"]
-        why = f"- Not reached: {row['target']:g} times {row['peer']} would be {_time(need)}, "
-        if need < most:
-            why += "which is less than the ceilings allow."
-        elif need < alone:
-            why += "less than torch's operations take by themselves: it needs other operations, not less between them."
-        else:
+        need, took = row["target"] / row["ratio"], runs * told["seconds"]
+        why = f"- Not reached: {row['target']:g} times {row['peer']} would be {need:.2g} times as quick as Weft is. "
+        if need > took / most:
+            why += f"The ceilings allow {took / most:.2g} times."
+        elif need > took / alone:
             why += (
-                f"{need / alone:.1f} times what the operations take by themselves: what is between them costs too much."
+                f"Torch's operations by themselves would be {took / alone:.2g} times as quick: it needs other "
+                "operations, not less between them."
             )
+        else:
+            why += f"So much is between the operations, which by themselves would be {took / alone:.2g} times as quick."
         lines.append(why)
     return [*lines, ""] if lines[-1] else lines
 
