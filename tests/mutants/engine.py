@@ -16,7 +16,10 @@ ENGINE = [
     Mutant(
         "clients share one kept buffer", "pfl-research (SCAFFOLD's option I, in-memory store)",
         checks.absent("scaffold"),
-        Edit(Kept.scatter, "row[self._at[members]] = new.detach()", "row[:] = new[-1].detach()"),
+        Edit(
+            Kept.scatter, "row.index_copy_(0, self._at[members], new.detach().to(row.device, row.dtype))",
+            "row[:] = new[-1].detach()",
+        ),
     ),
     Mutant(
         "the server's control is not in the checkpoint", "pfl-research (`_server_c`)", checks.resume("scaffold"),

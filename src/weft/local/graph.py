@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -77,7 +79,8 @@ def _plain(module: GraphModule) -> Fold:
 def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
     """The graph that `traced` runs."""
     on_cpu = inputs[0].device.type == "cpu"
-    module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else grouped.WAYS)(*inputs)
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # make_fx would make one for each node
+        module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else grouped.WAYS)(*inputs)
     graph = module.graph
     _simplify(module)
     if on_cpu:
