@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from benchmarks.scale.memory import ROUNDS
 
 from weft.experiment.run import GIVE_BACK
 from weft.report import chart
@@ -92,7 +93,7 @@ def cohorts(results: Results) -> list[str]:
 
 def rounds(results: Results) -> list[str]:
     """The section on many rounds."""
-    cells, when = [], range(GIVE_BACK, 500 + 1, GIVE_BACK)
+    cells, when = [], range(GIVE_BACK, ROUNDS + 1, GIVE_BACK)
     for part, found in results.items():
         at = {row["round"]: row for row in found["rows"]}
         used, after = ([at[n][what] for n in when] for what in ("used", "resident"))

@@ -208,7 +208,7 @@ def _bounds(told: Row, here: Sequence[Row]) -> list[str]:
         f"What bounds it: {each} is {told['flops'] / 1e9:.3g} GFLOP and moves {told['bytes'] / 1e6:.3g} MB at the "
         f"least. At {best['flops'] / 1e9:.0f} GFLOP/s and {best['bytes'] / 1e9:.0f} GB/s that takes {_time(most)}; "
         f"torch's operations by themselves take {_time(alone)} on {CORES} cores that never wait "
-        f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])} on two cores{crowd}"
+        f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])} on {CORES} cores{crowd}"
         + (f" ({parts})." if parts and runs == 1 else "."),
         "",
     ]
