@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 T = TypeVar("T")
 
 Tree = dict[str, Tensor]
-"""Dotted path -> tensor. Never changed in place: every function here returns a new one."""
+"""Dotted path -> tensor. Never changed in place."""
 
 
 def each(f: Callable[..., Tensor], *trees: Tree) -> Tree:
