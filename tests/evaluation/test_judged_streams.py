@@ -12,6 +12,7 @@ from tests.experiment.small import source
 
 import weft
 from weft.core import Net, View, method
+from weft.core.kept import Kept
 from weft.core.method import Method
 from weft.core.registry import REGISTRY
 from weft.data.federate import federate
@@ -89,3 +90,14 @@ def test_judging_in_parts_is_judging_at_once(tmp_path: Path, monkeypatch: pytest
     whole, parts = found
     assert list(whole) == list(parts) and max(asked) == 6 and min(asked) < 3
     assert {k: v for k, v in whole.items() if not np.isclose(v, parts[k], rtol=0, atol=1e-9, equal_nan=True)} == {}
+
+
+def test_judging_in_parts_copies_no_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients whose states lie side by side are in the same part."""
+    data = federate(source(), clients=12, alpha=0.3)
+    end = weft.run("ditto", data, **RUN)
+    sizes = data.test.counts
+    assert sorted(sizes) != list(sizes) != sorted(sizes, reverse=True), "or their states lie in the order of ids"
+    monkeypatch.setattr(protocol, "ASKED", 7)
+    monkeypatch.setattr(Kept, "gather", None)
+    assert list(protocol.judge(end.federation, data, np.arange(12), 9, full=False))

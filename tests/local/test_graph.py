@@ -283,6 +283,25 @@ def test_a_weight_is_not_converted_for_few_rows() -> None:
     assert (change - want).norm() < 0.02 * want.norm() and want.norm() > 0.01 * w.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "dim", "together"), [
+    ((4, 50, 10), -1, True), ((200, 10), 1, True), ((200, 15), -1, True),
+    ((200, 16), -1, False), ((4, 50, 10), 1, False), ((100, 10), 1, False), ((10,), 0, False),
+])  # fmt: skip
+def test_the_rows_of_few_classes_lie_side_by_side(
+    shape: tuple[int, ...], dim: int, together: bool, dtype: torch.dtype
+) -> None:
+    def step(z: Tensor, share: Tensor) -> Sequence[Tensor]:
+        return F.log_softmax(z, dim), grad(lambda z: (F.log_softmax(z, dim) * share).sum())(z)
+
+    inputs = [numbers(*shape).to(dtype), numbers(*shape).square().to(dtype)]
+    found = shortened(step, inputs, 2)
+    nodes = [n for n in found.graph.nodes if "softmax" in str(n.target)]
+    assert len(nodes) == 2 and all((n.meta["val"].shape == (shape[-1], 200)) is together for n in nodes)
+    for new, plain in zip(found(*(x.clone() for x in inputs)), step(*inputs), strict=True):
+        torch.testing.assert_close(new, plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
 @pytest.mark.parametrize("times", [1.0, 0.3])
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_a_proximal_term_is_one_pass(times: float, decay: float) -> None:

@@ -52,7 +52,7 @@ class Examiner:
         ids = (everybody if exam.ids is None else exam.ids).numpy()
         stream = asked(self.data)[exam.split]
         found: dict[str, list[Marks]] = {}
-        for some in _shares(ids, stream.rows.counts[ids]):
+        for some in _shares(ids, stream.rows.counts[ids], self.data.test.counts[ids]):
             said = answer(
                 here,
                 here.method.views[exam.view],
@@ -71,9 +71,14 @@ class Examiner:
         return {name: joined(each) for name, each in found.items()}
 
 
-def _shares(ids: Array, counts: Array) -> list[Array]:
-    """Clients in parts of about `ASKED` examples, so that what was said is never in memory for a large population."""
-    return np.split(ids, np.flatnonzero(np.diff(np.maximum(np.cumsum(counts) - 1, 0) // ASKED)) + 1)
+def _shares(ids: Array, counts: Array, size: Array) -> list[Array]:
+    """Clients in parts of about `ASKED` examples, so that what was said is never in memory for a large population.
+
+    Those of like `size` are in the same part, as their states lie side by side.
+    """
+    order = np.argsort(-size, kind="stable")
+    ends = np.flatnonzero(np.diff(np.maximum(np.cumsum(counts[order]) - 1, 0) // ASKED)) + 1
+    return [np.sort(part) for part in np.split(ids[order], ends)]
 
 
 def asked(data: FederatedData) -> dict[str, Stream]:

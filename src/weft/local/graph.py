@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from weft.local import grouped, images, products
+from weft.local import grouped, images, products, softmax
 from weft.local.capture import captured
 from weft.local.reuse import reuse
 from weft.local.script import Fold, scripted
@@ -80,7 +80,7 @@ def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModu
     """The graph that `traced` runs."""
     on_cpu = inputs[0].device.type == "cpu"
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # make_fx would make one for each node
-        module = make_fx(function, {**images.WAYS, **products.WAYS} if on_cpu else grouped.WAYS)(*inputs)
+        module = make_fx(function, _ON_CPU if on_cpu else grouped.WAYS)(*inputs)
     graph = module.graph
     _simplify(module)
     if on_cpu:
@@ -96,6 +96,7 @@ def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModu
     return module
 
 
+_ON_CPU = images.WAYS | products.WAYS | softmax.WAYS
 _DETOURS = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default)
 _VIEWS = (*_RESHAPES, *_DETOURS, aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims,
