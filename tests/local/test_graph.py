@@ -265,6 +265,19 @@ def test_few_rows_meet_a_large_weight(rows: int) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("rows", "first"), [(16, True), (32, True), (64, True), (15, False), (20, False), (80, False)])
+def test_stacked_weights_stand_first_where_rows_fill_registers(rows: int, first: bool) -> None:
+    w, x = numbers(3, 70, 60) * 0.1, numbers(3, rows, 60)
+
+    def step(w: Tensor, x: Tensor) -> Sequence[Tensor]:
+        return [w - 0.1 * grad(lambda w: torch.tanh(F.linear(x, w)).square().mean())(w)]
+
+    found = shortened(vmap(step), [w.clone(), x], 1)
+    product = found.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)[0]
+    assert (product.args[0].op == "placeholder" and product.meta["val"].shape == (3, 70, rows)) is first
+    torch.testing.assert_close(found(w.clone(), x)[0], vmap(step)(w, x)[0], rtol=0, atol=1e-12)
+
+
 def test_a_weight_is_not_converted_for_few_rows() -> None:
     """Then its product is one of float32, to which that of 16 bits comes near."""
     x, w = numbers(16, 512).float(), numbers(520, 512).float() * 0.01

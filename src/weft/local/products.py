@@ -1,7 +1,8 @@
 """Products of a graph in which few rows meet a large weight, as a CPU does them best.
 
 Such a product waits for the weight to come from memory. So a weight that lies transposed stands first, where MKL reads
-it at twice the speed; and one that is kept in float32 is not converted for it, which would take as long again.
+it at twice the speed; and one that is kept in float32 is not converted for it, which would take as long again. Stacked
+weights stand first where the rows fill vector registers, as batches of 16 and 32 do: two thirds of the time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ FEW, LARGE = 32, 2**18
 """Rows up to which, and entries of a weight from which (docs/performance.md)."""
 LEAST = 9
 """With fewer rows, a transposed weight may stand second."""
+LANES, MOST, STACKED = 16, 64, 2**12
+"""Numbers in a register, rows up to which it pays, and entries from which, for each of several stacked weights."""
 
 
 def few_rows(graph: Graph) -> None:
@@ -27,6 +30,7 @@ def few_rows(graph: Graph) -> None:
         if node.target is aten.mm.default:
             with graph.inserting_before(node):
                 node = _in_full(graph, node)
+        if node.target in _TURNED:
             with graph.inserting_before(node):
                 _weight_first(graph, node)
 
@@ -34,14 +38,24 @@ def few_rows(graph: Graph) -> None:
 def _weight_first(graph: Graph, node: Node) -> None:
     """The transpose of the weight times the transposed rows."""
     rows, weight = node.args
-    if weight.target is not aten.t.default or _value(weight).numel() < LARGE:  # type: ignore[union-attr]
+    if (weight.target, *weight.args[1:]) != _TURNED[node.target] or not _pays(_value(rows), _value(weight)):  # type: ignore[union-attr]
         return
-    if not LEAST <= len(_value(rows)) <= FEW:
-        return
-    found = _put(graph, aten.mm.default, weight.args[0], _put(graph, aten.t.default, rows))  # type: ignore[union-attr]
-    back = _put(graph, aten.t.default, found)
+    turn, *axes = _TURNED[node.target]
+    found = _put(graph, node.target, weight.args[0], _put(graph, turn, rows, *axes))  # type: ignore[union-attr]
+    back = _put(graph, turn, found, *axes)
     node.replace_all_uses_with(_put(graph, aten.clone.default, back, memory_format=torch.contiguous_format))
     graph.erase_node(node)
+
+
+_TURNED: dict[Any, Any] = {aten.mm.default: (aten.t.default,), aten.bmm.default: (aten.transpose.int, 1, 2)}
+"""Product -> how its second factor is turned."""
+
+
+def _pays(rows: Tensor, weight: Tensor) -> bool:
+    many, entries = rows.shape[-2], weight.shape[-2:].numel()
+    if rows.ndim == 2:
+        return LEAST <= many <= FEW and entries >= LARGE
+    return many % LANES == 0 and 0 < many <= MOST and entries >= STACKED and weight.itemsize > 2
 
 
 def _in_full(graph: Graph, node: Node) -> Node:
