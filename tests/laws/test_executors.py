@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.laws.toys import gap, make, subjects, train
+from tests.laws.toys import gap, replayed, subjects, trained
 from weft.core import Method, Net, Reply, Task, here
-from weft.core.round import Federation
 from weft.executors import Batched, loop
 from weft.local.stack import WORTH
 from weft.wire import pack, unpack
@@ -30,43 +28,31 @@ def through_bytes(method: Method) -> Method:
     return replace(method, work=work, next=following)
 
 
-@functools.cache
-def batched(name: str) -> Federation:
-    """Some rounds of a method, all clients at once."""
-    return train(make(name), Batched())
-
-
-@functools.cache
-def looped(name: str) -> Federation:
-    """The same rounds, one client after the other."""
-    return train(make(name), loop)
-
-
 @pytest.mark.parametrize("name", subjects("executors"))
 def test_batched_is_loop(name: str) -> None:
-    assert gap(batched(name), looped(name)) <= 1e-9
+    assert gap(trained(name), replayed(name, loop)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", subjects("executors"))
 def test_chunks_change_nothing(name: str) -> None:
-    assert gap(batched(name), train(make(name), Batched(chunk=3))) <= 1e-9
+    assert gap(trained(name), replayed(name, Batched(chunk=3))) <= 1e-9
 
 
 @pytest.mark.parametrize("name", subjects("executors"))
 def test_plans_change_nothing(name: str) -> None:
-    """Traced steps, several programs side by side, and clients alone in theirs."""
-    for plan in (Batched(3, 2, rounds=WORTH), Batched(1, 2)):
-        assert gap(batched(name), train(make(name), plan)) <= 1e-9
+    """Traced steps of two clients and of one, in slices side by side, and clients alone in their programs."""
+    for plan in (Batched(4, 2, rounds=WORTH), Batched(1, 2)):
+        assert gap(trained(name), replayed(name, plan)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", subjects("executors"))
 def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads that are summed part by part."""
-    whole = batched(name)
+    whole = trained(name)
     monkeypatch.setattr(here, "STACK", 1)
-    assert gap(whole, train(make(name), Batched())) <= 1e-9
+    assert gap(whole, replayed(name)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", subjects("executors"))
 def test_bytes_change_nothing(name: str) -> None:
-    assert gap(looped(name), train(through_bytes(make(name)), loop)) == 0
+    assert gap(replayed(name, loop), replayed(name, loop, through=through_bytes)) == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.laws.toys import EXAMPLES, ROWS, but, cohort, gap, make, subjects, train
+from tests.laws.toys import EXAMPLES, ROWS, but, cohort, gap, subjects, trained
 from weft.core.round import play
 
 LOST = 2  # of the four clients of round 3
@@ -20,8 +20,8 @@ def test_a_lost_upload_is_no_client(name: str) -> None:
     gone = int(ids[LOST])
     x = EXAMPLES.x.clone()
     x[ROWS[gone]] = torch.nan
-    poisoned = but(train(make(name), rounds=2), examples=replace(EXAMPLES, x=x))
+    poisoned = but(trained(name, 2), examples=replace(EXAMPLES, x=x))
     played = play(poisoned, 3, ids, skip_not_finite=True)
     assert played.skipped.unique().tolist() == [gone]
-    without = play(train(make(name), rounds=2), 3, ids[ids != gone]).federation
+    without = play(trained(name, 2), 3, ids[ids != gone]).federation
     assert gap(played.federation, without) <= 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.toys import differ, groups, kept, make, subjects, train
+from tests.laws.toys import differ, groups, kept, make, subjects, train, trained
 from weft.core.registry import REGISTRY
 
 
@@ -32,7 +32,7 @@ def personal(federation):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("name", subjects("off"))
 def test_the_default_is_not_off(name: str) -> None:
     """Who names a method without options gets the method."""
-    assert differ(train(make(name)), train(make(name, **(REGISTRY[name].off or {}))))
+    assert differ(trained(name), train(make(name, **(REGISTRY[name].off or {}))))
 
 
 def test_there_are_neutral_settings() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.laws.toys import CLIENTS, but, cohort, draw, kept, make, start, subjects
+from tests.laws.toys import CLIENTS, but, cohort, draw, kept, make, start, subjects, trained
 from weft.core.method import Method, Phase, Round
 from weft.core.round import Federation, play
 from weft.core.task import Turn
@@ -35,13 +35,10 @@ def outcome(federation: Federation, ids: Tensor) -> Any:
 
 @pytest.mark.parametrize("name", subjects("names"))
 def test_names_do_not_matter(name: str) -> None:
-    a, b = start(make(name)), but(start(make(name)), draw=renamed)
+    a, b = trained(name), but(start(make(name)), draw=renamed)
     back = torch.argsort(RENAMED)
     for number in (1, 2, 3):
-        ids = cohort(number)
-        a = play(a, number, ids).federation
-        mine = torch.sort(back[ids]).values
-        b = play(b, number, mine).federation
+        b = play(b, number, torch.sort(back[cohort(number)]).values).federation
     theirs, ours = tree_leaves(outcome(a, RENAMED)), tree_leaves(outcome(b, torch.arange(CLIENTS)))
     assert (
         max((float((x - y).abs().max()) for x, y in zip(theirs, ours, strict=True) if x.numel()), default=0.0) <= 1e-9

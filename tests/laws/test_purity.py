@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tests.laws.toys import CLIENTS, EXAMPLES, cohort, draw, gap, make, subjects, train
+from tests.laws.toys import CLIENTS, EXAMPLES, but, cohort, draw, gap, replayed, subjects, trained
 from weft.core.method import Phase
 from weft.core.round import play
 from weft.core.task import Turn
@@ -20,7 +20,7 @@ from weft.executors import Batched, loop
 @pytest.mark.parametrize("execute", [Batched(), loop], ids=["batched", "loop"])
 @pytest.mark.parametrize("name", subjects("inputs"))
 def test_inputs_are_unchanged(name: str, execute: Execute) -> None:
-    federation = train(make(name), execute, rounds=2)
+    federation = but(trained(name, 2), execute=execute)
     server = [x.clone() for x in tree_leaves(federation.server)]
     seen = (EXAMPLES.x.clone(), EXAMPLES.y.clone())
     turns = federation.turns.clone()
@@ -32,7 +32,7 @@ def test_inputs_are_unchanged(name: str, execute: Execute) -> None:
 
 @pytest.mark.parametrize("name", subjects("inputs"))
 def test_absent_clients_keep_their_state(name: str) -> None:
-    federation = train(make(name), rounds=2)
+    federation = trained(name, 2)
     absent = [k for k in range(CLIENTS) if k not in cohort(3)]
     assert absent
 
@@ -65,4 +65,4 @@ def padded(number: int, ids: Tensor, phases: Mapping[str, Phase], past: Tensor) 
 @pytest.mark.parametrize("name", subjects("padding"))
 def test_padding_changes_nothing(name: str) -> None:
     for execute in (Batched(), loop):
-        assert gap(train(make(name), execute), train(make(name), execute, drawn=padded)) <= 1e-9
+        assert gap(replayed(name, execute), replayed(name, execute, padded)) <= 1e-9

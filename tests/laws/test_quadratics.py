@@ -52,7 +52,7 @@ def world() -> tuple[Net, Examples, list[Any], dict[str, Tensor]]:
 OPTIONS: dict[str, dict[str, Any]] = {"fedamd": {"p": 0.5}, "feddyn": {"alpha": 0.5}, "fedprox": {"mu": 1.0}}
 
 
-def distance(name: str, cohort: int, rounds: int = 120) -> float:
+def distance(name: str, cohort: int, rounds: int = 80) -> float:
     """How far from the optimum a method ends, in the largest entry."""
     net, data, rows, optimum = world()
     method = REGISTRY[name].make(lr=0.05, **OPTIONS.get(name, {}))

@@ -21,6 +21,6 @@ ALONGSIDE: dict[str, dict[str, float]] = {
 def test_half_the_rate(name: str) -> None:
     rates: dict[str, Any] = {"lr": 0.1, **ALONGSIDE.get(name, {})}
     halved = {k: v / 2 for k, v in rates.items()}
-    scheduled = train(make(name, **rates), drawn=partial(draw, rate=0.5))
-    assert gap(scheduled, train(make(name, **halved))) <= 1e-9
-    assert differ(scheduled, train(make(name, **rates)))
+    scheduled = train(make(name, **rates), rounds=2, drawn=partial(draw, rate=0.5))
+    assert gap(scheduled, train(make(name, **halved), rounds=2)) <= 1e-9
+    assert differ(scheduled, train(make(name, **rates), rounds=2))

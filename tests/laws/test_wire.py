@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.laws.toys import CLIENTS, EXAMPLES, but, cohort, draw, groups, make, start, subjects, train
+from tests.laws.toys import CLIENTS, EXAMPLES, but, cohort, draw, groups, make, start, subjects, trained
 from weft.core.method import Round
 from weft.core.round import play
 from weft.core.task import Data, Task
@@ -19,7 +19,7 @@ from weft.wire import pack, weigh
 @pytest.mark.parametrize("name", subjects("bytes"))
 def test_bytes_counted_are_bytes_packed(name: str) -> None:
     method = make(name)
-    federation = train(method, rounds=1)
+    federation = trained(name, 1)
     played = play(but(federation, weigh=weigh), 2, cohort(2))
     down, up = 0, 0
     turn: Any = method
@@ -56,11 +56,9 @@ def turn_of(method: Any, federation: Any, ids: torch.Tensor, number: int) -> tup
 @pytest.mark.parametrize("name", subjects("home"))
 def test_examples_and_kept_state_are_on_no_channel(name: str) -> None:
     """No tensor that is sent equals one that is kept, bit for bit."""
-    method = make(name)
-    federation = train(method, rounds=2, size=6)
-    for client in range(CLIENTS):
-        ids = torch.tensor([client])
-        _, reply = turn_of(method, federation, ids, 3)
+    federation = trained(name, 2)
+    for ids in cohort(2)[:, None]:  # who have kept something
+        _, reply = turn_of(federation.method, federation, ids, 3)
         sent = [x for tree in reply.up for x in tree.values() if x.numel() > 1 and x.any()]
         for kept in tree_leaves(reply.mine.method):
             for x in sent:
@@ -70,7 +68,7 @@ def test_examples_and_kept_state_are_on_no_channel(name: str) -> None:
 @pytest.mark.parametrize("name", subjects("statistics"))
 def test_running_statistics_travel_with_models_only(name: str) -> None:
     """No control variate, momentum or count belongs to a running statistic."""
-    federation = train(make(name), rounds=1)
+    federation = trained(name, 1)
     _, reply = turn_of(federation.method, federation, cohort(2)[:1], 2)
     others = [tree for channel, tree in reply.up._asdict().items() if channel != "model"]
     assert not [k for tree in others for k in tree if k in federation.net.buffers]

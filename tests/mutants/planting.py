@@ -12,7 +12,7 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
-from tests.laws.test_executors import batched, looped
+from tests.laws.toys import played
 from weft.core.registry import REGISTRY
 from weft.local.stack import _TRACES
 
@@ -90,7 +90,7 @@ class Mutant:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """The code with the mistake in it. Steps that were traced, and runs made, without it are forgotten."""
-        remembered = (_TRACES.clear, batched.cache_clear, looped.cache_clear)
+        remembered = (_TRACES.clear, played.cache_clear)
         with ExitStack() as stack:
             for forget in remembered:
                 stack.callback(forget)
