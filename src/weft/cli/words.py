@@ -32,8 +32,9 @@ def parser() -> _Parser:
     def settings(parser: _Parser, kinds: Sequence[type[Any]]) -> None:
         for kind in kinds:
             group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0].rstrip("."))
+            hints = typing.get_type_hints(kind)
             for field in dataclasses.fields(kind):
-                hint = typing.get_type_hints(kind)[field.name]
+                hint = hints[field.name]
                 values = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
                 said = f" ({', '.join(map(str, values))})" if values else ""
                 more: dict[str, Any] = {"nargs": "?", "const": "true"} if hint is bool else {}
