@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from weft.models import catalogue
 
 load_methods()
 ROOT = Path(__file__).parents[2]
+records, words_of_commands = functools.cache(papers.records), functools.cache(parser)
 HOW = "run `python -m benchmarks.methods.page` and commit what it writes"
 
 
@@ -35,10 +37,10 @@ def test_the_committed_page_is_that_of_the_committed_table() -> None:
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_method_has_a_record_whose_command_can_be_run(name: str) -> None:
-    record = papers.records()[name]
+    record = records()[name]
     words = papers.command(record)
     assert words[0] == "weft"
-    args, rest = parser().parse_known_args(words[1:])
+    args, rest = words_of_commands().parse_known_args(words[1:])
     own, bare = options(rest)
     assert args.command == "compare" and not bare and args.seeds == 3
     for word in args.methods:
@@ -56,7 +58,7 @@ def test_every_method_has_a_record_whose_command_can_be_run(name: str) -> None:
 
 
 def test_our_figures_in_the_records_are_the_tables() -> None:
-    rows, every = table.load(), papers.records()
+    rows, every = table.load(), records()
     for name in REGISTRY:
         assert every[name]["ours"] == papers.ours(every[name], rows), HOW
     assert (papers.PAPERS / "README.md").read_text(encoding="utf-8") == papers.listing(every), HOW
