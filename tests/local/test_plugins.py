@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,12 @@ train = partial(train_toy, nets=groups("fedavg"))
 OFF: dict[str, Any] = {"kappa": 0.0, "bias_rate": 0.0}
 
 
+@functools.cache
+def bare(name: str) -> Federation:
+    """A method without plug-ins."""
+    return train(make(name))
+
+
 def vectors(federation: Federation) -> torch.Tensor:
     """p of every client."""
     own = kept(federation)[0].method
@@ -47,8 +54,7 @@ def vectors(federation: Federation) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", DEBIASED)
 def test_the_eliminator_off_is_the_bare_method(name: str) -> None:
-    method = make(name)
-    with_it, without = train(with_dbe(method, **OFF)), train(method)
+    with_it, without = train(with_dbe(make(name), **OFF)), bare(name)
     assert gap(with_it.server.inner, without.server) <= 1e-12
     assert gap(kept(with_it)[0].method.beside, torch.zeros(CLIENTS, SMALL.width)) == 0
 
@@ -56,22 +62,23 @@ def test_the_eliminator_off_is_the_bare_method(name: str) -> None:
 @pytest.mark.parametrize("name", DEBIASED)
 def test_vectors_learn_and_both_halves_matter(name: str) -> None:
     method = make(name)
-    whole = train(with_dbe(method), size=CLIENTS)
+    turns: Any = {"rounds": 2, "size": CLIENTS}
+    whole = train(with_dbe(method), **turns)
     assert (vectors(whole) != 0).all() and gap(vectors(whole)[0], vectors(whole)[1]) > 1e-6
-    assert gap(whole, train(with_dbe(method), loop, size=CLIENTS)) <= 1e-9
+    assert gap(whole, train(with_dbe(method), loop, **turns)) <= 1e-9
     for half in ({"kappa": 0.0}, {"bias_rate": 0.0}, {"mu": 0.3}):
-        assert gap(whole.server.inner, train(with_dbe(method, **half), size=CLIENTS).server.inner) > 1e-9
+        assert gap(whole.server.inner, train(with_dbe(method, **half), **turns).server.inner) > 1e-9
 
 
 @pytest.mark.parametrize("name", DEBIASED)
 def test_vectors_are_in_no_message_and_the_mean_is_constant(name: str) -> None:
     method = with_dbe(make(name))
-    one = train(method, rounds=1)
+    one, later = train(method, rounds=1), train(method, rounds=2)
     down, reply = turn_of(method, one, torch.tensor([0]), 2)
-    bare = turn_of(make(name), train(make(name), rounds=1), torch.tensor([0]), 2)[1]
-    assert [list(t) for t in reply.up] == [list(t) for t in bare.up]
+    without = turn_of(make(name), start(make(name), groups("fedavg")), torch.tensor([0]), 1)[1]
+    assert [list(t) for t in reply.up] == [list(t) for t in without.up]
     assert P not in down.model and torch.equal(down.model[M], one.server.mean["mean"])
-    assert torch.equal(one.server.mean["mean"], train(method).server.mean["mean"]) and one.server.mean["mean"].all()
+    assert torch.equal(one.server.mean["mean"], later.server.mean["mean"]) and one.server.mean["mean"].all()
 
 
 @pytest.mark.parametrize(
@@ -103,27 +110,26 @@ def test_blending_is_refused_where_the_upload_is_no_change_of_the_model() -> Non
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_blending_with_weights_at_one_is_the_bare_method(name: str) -> None:
-    method = make(name)
-    assert gap(train(with_blend(method, eta=0.0)).server, train(method).server) <= 1e-12
+    assert gap(train(with_blend(make(name), eta=0.0)).server, bare(name).server) <= 1e-12
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_blending_changes_what_is_learnt(name: str) -> None:
     method = with_blend(make(name), passes=12, eta=5.0)
-    batched = train(method, rounds=5)
-    assert gap(batched, train(method, loop, rounds=5)) <= 1e-9
-    assert gap(batched.server, train(make(name), rounds=5).server) > 1e-6
+    batched = train(method)
+    assert gap(batched, train(method, loop)) <= 1e-9
+    assert gap(batched.server, bare(name).server) > 1e-6
 
 
 def test_blending_in_fedavg_is_fedala() -> None:
-    ours, theirs = train(with_blend(make("fedavg"), passes=12), rounds=5), train(make("fedala"), rounds=5)
+    ours, theirs = train(with_blend(make("fedavg"), passes=12)), train(make("fedala"))
     assert gap(ours.server, theirs.server) <= 1e-12
     assert gap(kept(ours)[0].method.beside, kept(theirs)[0].method) <= 1e-12
 
 
 def test_plugins_go_together_and_with_statistics_at_home() -> None:
     method = with_buffers(with_dbe(with_blend(make("fedprox"), passes=12)), "local")
-    assert gap(train(method, Batched(), rounds=4), train(method, loop, rounds=4)) <= 1e-9
+    assert gap(train(method), train(method, loop)) <= 1e-9
 
 
 def test_the_opening_is_no_round() -> None:
@@ -163,11 +169,10 @@ SETTINGS = {
 def test_each_composes_with_five_methods_under_all_executors(what: str, name: str) -> None:
     """As settings of a run: the same numbers one by one, all at once and in chunks, and others than without."""
     method = assembled(make(name), SETTINGS[what])
-    batched = train(method, rounds=4)
-    assert gap(batched, train(method, loop, rounds=4)) <= 1e-9
-    assert gap(batched, train(method, Batched(chunk=2), rounds=4)) <= 1e-9
-    bare = train(make(name), rounds=4).server
-    assert gap(getattr(batched.server, "inner", batched.server), bare) > 1e-6
+    batched = train(method)
+    assert gap(batched, train(method, loop)) <= 1e-9
+    assert gap(batched, train(method, Batched(chunk=2))) <= 1e-9
+    assert gap(getattr(batched.server, "inner", batched.server), bare(name).server) > 1e-6
 
 
 def test_the_order_of_words_does_not_matter() -> None:
