@@ -20,7 +20,8 @@ from reference.model import Mlp
 from tests.mutants import checks
 from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
-from weft.executors import loop
+from weft.core.turn import Execute
+from weft.executors import Batched, loop
 from weft.local.classes import class_counts
 from weft.local.debias import debiased, with_dbe
 from weft.local.plug import plugged
@@ -53,8 +54,9 @@ class Anew:
             self.remembered.cache_clear()
 
 
-def _reference(name: str, test: Callable[..., None], *settings: Any) -> Check:
-    return Check(f"reference {name}", partial(test, *settings, loop, 0, Mlp), WRONG)
+def _reference(name: str, test: Callable[..., None], *settings: Any, execute: Execute = Batched()) -> Check:
+    """By the loop where a mistake overwrites what is received, which is no batched program."""
+    return Check(f"reference {name}", partial(test, *settings, execute, 0, Mlp), WRONG)
 
 
 rod = _reference("fedrod", test_fedrod.test_equals_the_reference, 1.0)
@@ -62,12 +64,12 @@ babu = _reference("fedbabu", test_fedbabu.test_equals_the_reference, "all")
 gc = _reference("fedgc", test_fedgc.test_equals_the_reference, "averaged", 3.0)
 gc_alone = Check(
     "reference fedgc, disjoint classes",
-    partial(test_fedgc.test_equals_the_reference, "pushed", 3.0, loop, 10, Mlp),
+    partial(test_fedgc.test_equals_the_reference, "pushed", 3.0, Batched(), 10, Mlp),
     WRONG,
 )
 cp = _reference("fedcp", test_fedcp.test_equals_the_reference, 5.0)
 paper = _reference("gpfl", test_gpfl.test_equals_the_reference, "paper")
-gh = _reference("fedgh", test_fedgh.test_equals_the_reference, 3, 2)
+gh = _reference("fedgh", test_fedgh.test_equals_the_reference, 3, 2, execute=loop)
 dbe = _reference("feddbe", test_feddbe.test_equals_the_reference, 3.0, 0.3)
 long_rows = Check("FedGC's correction bears long rows", test_fedgc.test_the_correction_bears_long_rows)
 untouched = Check(
@@ -141,7 +143,7 @@ FEDBABU = [
         "fine-tuning renews running statistics of frozen layers", COMMON,
         Check(
             "reference fedbabu, head alone, with batch norm",
-            partial(test_fedbabu.test_equals_the_reference, "head", loop, 2, test_fedbabu.BnMlp), WRONG,
+            partial(test_fedbabu.test_equals_the_reference, "head", Batched(), 2, test_fedbabu.BnMlp), WRONG,
         ),
         Edit(fedbabu, "within(net, part)", "net.loss"),
     ),
@@ -214,7 +216,7 @@ FEDCP = [
         "the reference features are in another mode", COMMON,
         Check(
             "reference fedcp, with batch norm",
-            partial(test_fedcp.test_equals_the_reference, 5.0, loop, 2, test_fedcp.BnMlp), WRONG,
+            partial(test_fedcp.test_equals_the_reference, 5.0, Batched(), 2, test_fedcp.BnMlp), WRONG,
         ),
         Edit(fedcp, "net.train(got, batch)[0].features", "net.apply(got, batch.x).features"),
     ),

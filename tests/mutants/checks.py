@@ -37,7 +37,7 @@ from tests.mutants.planting import Check
 from weft.core import Method, SettingError
 from weft.core.registry import REGISTRY
 from weft.core.round import NotFinite
-from weft.executors import loop
+from weft.executors import Batched, loop
 
 WRONG = (AssertionError, NotFinite)
 
@@ -58,12 +58,12 @@ def _remade(cases: Any, name: str) -> Iterator[None]:
         cases[name] = case
 
 
-def reference(name: str, norm: bool = False) -> Check:
-    """Three rounds equal the numpy reference of the same settings."""
+def reference(name: str, norm: bool = False, executor: str = "batched") -> Check:
+    """Three rounds equal the numpy reference of the same settings; what is overwritten shows in the loop only."""
 
     def run() -> None:
         with _remade(steps.CASES, name):
-            steps.test_equals_the_reference(name, "loop", 2 if norm else 0, BnMlp if norm else Mlp)
+            steps.test_equals_the_reference(name, executor, 2 if norm else 0, BnMlp if norm else Mlp)
 
     return Check(f"reference {name}" + (", with batch norm" if norm else ""), run, WRONG)
 
@@ -73,7 +73,7 @@ def personal(name: str) -> Check:
 
     def run() -> None:
         with _remade(personalised.CASES, name):
-            personalised.test_equals_its_reference(name, loop, 0)
+            personalised.test_equals_its_reference(name, Batched(), 0)
 
     return Check(f"reference {name}", run, WRONG)
 
@@ -89,10 +89,10 @@ def answers(name: str) -> Check:
 
 
 def optimum(name: str, cohort: int = 4) -> Check:
-    """It reaches the optimum of quadratics with different minimisers, and does so in 120 rounds."""
+    """It reaches the optimum of quadratics with different minimisers, and does so in 80 rounds."""
 
     def run() -> None:
-        assert test_quadratics.distance(name, cohort, rounds=120) < 1e-3
+        assert test_quadratics.distance(name, cohort) < 1e-3
 
     return Check(f"law: {name} reaches the optimum of quadratics ({cohort} of 4 clients)", run, WRONG)
 

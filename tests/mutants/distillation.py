@@ -18,7 +18,7 @@ from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
 from tests.wire import test_codecs
 from weft.core import everything
-from weft.executors import loop
+from weft.executors import Batched
 from weft.local.distil import divergence
 from weft.methods.feddistill import feddistill
 from weft.methods.fedkd import fedkd
@@ -33,7 +33,7 @@ LIBRARIES = "PFLlib, HtFLlib"
 def _reference(said: str, test: Callable[..., None], **settings: Any) -> Check:
     norm = ", with batch norm" if settings.get("net") is BnMlp else ""
     return Check(
-        f"reference {said}{norm}", partial(test, **{"execute": loop, "seed": 0, "net": Mlp, **settings}), WRONG
+        f"reference {said}{norm}", partial(test, **{"execute": Batched(), "seed": 0, "net": Mlp, **settings}), WRONG
     )
 
 

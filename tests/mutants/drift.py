@@ -19,7 +19,7 @@ from tests.mutants import checks
 from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Default, Edit, Mutant
 from weft.core import SettingError
-from weft.executors import loop
+from weft.executors import Batched
 from weft.local.classes import class_counts
 from weft.methods.fedamd import fedamd
 from weft.methods.fedcross import fedcross, partners
@@ -33,7 +33,7 @@ from weft.methods.mime import mime
 def _reference(said: str, test: Callable[..., None], *settings: Any, norm: bool = False) -> Check:
     net = (BnMlp if norm else Mlp,) if test not in (test_fedamd.test_equals_the_reference, MIME) else ()
     said = f"reference {said}" + (", with batch norm" if norm else "")
-    return Check(said, partial(test, *settings, loop, 0, *net), WRONG)
+    return Check(said, partial(test, *settings, Batched(), 0, *net), WRONG)
 
 
 MIME = test_mime.test_equals_the_reference

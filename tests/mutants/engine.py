@@ -34,7 +34,7 @@ ENGINE = [
     ),
     Mutant(
         "momentum leaks into the next turn", COMMON,
-        checks.reference("fedavg heavy"),
+        checks.reference("fedavg heavy", executor="loop"),
         Edit(SGD.init, '"buffer": zeros(params)', '"buffer": self.__dict__.setdefault("kept", zeros(params))'),
         Edit(SGD.update, "self.momentum * b + a,", "b.mul_(self.momentum).add_(a),"),
     ),

@@ -17,7 +17,7 @@ from tests.data import test_streams
 from tests.mutants.checks import WRONG
 from tests.mutants.planting import COMMON, Check, Edit, Mutant
 from weft.data import streams
-from weft.executors import loop
+from weft.executors import Batched
 from weft.methods.btfl import btfl, foreign, levels
 from weft.methods.cfl import cfl
 from weft.methods.distfl import apart, distfl, knowledge, refined
@@ -30,9 +30,9 @@ def _check(said: str, test: Callable[..., None], *settings: Any) -> Check:
     return Check(said, partial(test, *settings), (*WRONG, RuntimeError, IndexError))
 
 
-split = _check("reference cfl", test_cfl.test_equals_its_algorithm, 1e9, 0.0, 1, loop, 0, Mlp)
-chosen = _check("reference ifca", test_ifca.test_equals_algorithm_1, loop, 0, Mlp)
-grouped = _check("reference pfa", test_pfa.test_equals_the_reference, 0, loop, 7, ReluMlp, 0.0)
+split = _check("reference cfl", test_cfl.test_equals_its_algorithm, 1e9, 0.0, 1, Batched(), 0, Mlp)
+chosen = _check("reference ifca", test_ifca.test_equals_algorithm_1, Batched(), 0, Mlp)
+grouped = _check("reference pfa", test_pfa.test_equals_the_reference, 0, Batched(), 7, ReluMlp, 0.0)
 shares = _check("PFA's sparsity is a share", test_pfa.test_sparsity_is_a_share_that_neither_order_nor_padding_changes)
 single = _check("PFA's groups of one train alone", test_pfa.test_one_group_is_fedavg_and_single_ones_train_alone)
 
@@ -43,12 +43,12 @@ def _linked() -> None:
 
 
 linked = _check("average linkage is its definition", _linked)
-probed = _check("reference distfl", test_distfl.test_equals_the_reference, loop, 2, Mlp, 4, 0.02, 1.0, 4)
+probed = _check("reference distfl", test_distfl.test_equals_the_reference, Batched(), 2, Mlp, 4, 0.02, 1.0, 4)
 gap = _check("DistFL's distance", test_distfl.test_distance)
-late = _check("reference distfl, outliers", test_distfl.test_equals_the_reference, loop, 1, Mlp, 2, 2.0, 0.05, 4)
+late = _check("reference distfl, outliers", test_distfl.test_equals_the_reference, Batched(), 1, Mlp, 2, 2.0, 0.05, 4)
 BATCHES: dict[str, Any] = {"kappa": 4.0, "U": 5.0, "stream": 3}
-told = _check("reference btfl", test_btfl.test_equals_the_reference, loop, 0, ReluMlp, 2, BATCHES)
-fine = _check("reference btfl, 16 levels", test_btfl.test_equals_the_reference, loop, 2, BnMlp, 16, BATCHES)
+told = _check("reference btfl", test_btfl.test_equals_the_reference, Batched(), 0, ReluMlp, 2, BATCHES)
+fine = _check("reference btfl, 16 levels", test_btfl.test_equals_the_reference, Batched(), 2, BnMlp, 16, BATCHES)
 mixed = _check("BTFL's share follows its two sources", test_btfl.test_the_share_follows_its_two_sources)
 common = _check("BTFL without its penalty is FedAvg", test_btfl.test_the_common_model_without_penalty_is_fedavgs)
 asked = _check("streams hold what they say", test_streams.test_streams_hold_the_test_examples_that_they_say, "switch")
