@@ -40,7 +40,7 @@ def secured(method: Method, **parts: Any) -> Federation:
 
 def trained(method: Method, **parts: Any) -> Federation:
     federation = secured(method, **parts)
-    for number in range(1, 4):
+    for number in (1, 2):
         federation = play(federation, number, cohort(number)).federation
     return federation
 
@@ -63,7 +63,7 @@ def adds_up(method: Method | None) -> bool:
 @pytest.mark.parametrize("name", [n for n in METHODS if adds_up(make(n))])
 def test_results_are_those_of_plain_sums(name: str) -> None:
     method = make(name)
-    assert gap(state(train(method)), state(trained(method))) <= 1e-9
+    assert gap(state(train(method, rounds=2)), state(trained(method))) <= 1e-9
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if not adds_up(make(n))])
@@ -81,11 +81,11 @@ def test_parts_of_channels_stay() -> None:
         tune(make("fedavg"), "model", reduce=Sum(weighted=True, divided=False)),
         tune(make("scaffold"), "model", then=Adaptive("adam", 0.01)),
     ):
-        assert gap(state(train(method)), state(trained(method))) <= 1e-9
+        assert gap(state(train(method, rounds=2)), state(trained(method))) <= 1e-9
     from weft.local.buffers import with_buffers
 
     method = private(with_buffers(make("fedavg"), "local"), Privacy("central", 4, 0.5, 0.1, 0.5))
-    assert gap(state(train(method)), state(trained(method))) <= 1e-9
+    assert gap(state(train(method, rounds=2)), state(trained(method))) <= 1e-9
     with pytest.raises(SettingError, match="needs every upload on channel 'model'"):
         singly(tune(make("fedavg"), "model", reduce=median))
 
