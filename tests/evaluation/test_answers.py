@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -67,34 +68,31 @@ def equal(a: Answers, b: Answers) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-9)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def trained() -> dict[str, Federation]:
-    """Every method after two rounds, in which some clients never took part; states lie from much to little to judge."""
-
-    def arranged(federation: Federation) -> Federation:
-        for group, store in zip(federation.groups, federation.clients.kept, strict=True):  # type: ignore[attr-defined]
-            store.arrange(torch.tensor([-len(JUDGED[k]) for k in group.ids]).argsort())
-        return federation
-
-    return {name: train(make(name), rounds=2, federation=arranged(start(make(name)))) for name in METHODS}
+@functools.cache
+def trained(name: str) -> Federation:
+    """A method after two rounds, in which some clients never took part; states lie from much to little to judge."""
+    federation = start(make(name))
+    for group, store in zip(federation.groups, federation.clients.kept, strict=True):  # type: ignore[attr-defined]
+        store.arrange(torch.tensor([-len(JUDGED[k]) for k in group.ids]).argsort())
+    return train(make(name), rounds=2, federation=federation)
 
 
 VIEWS = [(name, view) for name in METHODS for view in REGISTRY[name].make().views]
 
 
 @pytest.mark.parametrize(("name", "view"), VIEWS)
-def test_all_at_once_is_one_by_one(trained: dict[str, Federation], name: str, view: str) -> None:
-    federation = trained[name]
+def test_all_at_once_is_one_by_one(name: str, view: str) -> None:
+    federation = trained(name)
     slow = one_by_one(federation, view, JUDGED)
-    for sizes in ({}, {"together": 2}, {"block": 3}, {"together": 1, "block": 1}, {"workers": 3}):
+    for sizes in ({}, {"together": 2, "workers": 3}, {"block": 3}, {"together": 1, "block": 1}):
         equal(ask(federation, view, scores=True, **sizes), slow)
     assert ask(federation, view).scores is None
 
 
 @pytest.mark.parametrize(("name", "view"), VIEWS)
-def test_examples_of_others_are_not_looked_at(trained: dict[str, Federation], name: str, view: str) -> None:
+def test_examples_of_others_are_not_looked_at(name: str, view: str) -> None:
     """With all examples spoilt but a client's own, its answers stay what they are; also beside others in a program."""
-    federation = trained[name]
+    federation = trained(name)
     sound = ask(federation, view, scores=True)
     for k in (1, 4):
         own = np.concatenate([ROWS[k], JUDGED[k]])
@@ -113,10 +111,8 @@ DRAWING_NOTHING = [
 
 
 @pytest.mark.parametrize(("name", "view"), DRAWING_NOTHING)
-def test_a_view_that_draws_nothing_reads_no_training_example(
-    trained: dict[str, Federation], name: str, view: str
-) -> None:
-    federation = trained[name]
+def test_a_view_that_draws_nothing_reads_no_training_example(name: str, view: str) -> None:
+    federation = trained(name)
     judged = [np.array([k]) for k in range(CLIENTS)]
     x = EXAMPLES.x.clone()
     x[CLIENTS:] = torch.nan
@@ -161,16 +157,16 @@ def test_states_are_not_copied_where_all_had_a_turn(monkeypatch: pytest.MonkeyPa
         assert got == pytest.approx(float((logits.argmax(1) == run.here.examples.label(rows)).double().mean()))
 
 
-def test_judging_changes_nothing(trained: dict[str, Federation]) -> None:
+def test_judging_changes_nothing() -> None:
     for name, view in VIEWS:
-        federation = trained[name]
+        federation = trained(name)
         before = [x.clone() for x in leaves(federation)]
         ask(federation, view)
         assert all(torch.equal(a, b) for a, b in zip(before, leaves(federation), strict=True))
 
 
-def test_nobody_has_anything_to_judge(trained: dict[str, Federation]) -> None:
-    federation = trained["ditto"]
+def test_nobody_has_anything_to_judge() -> None:
+    federation = trained("ditto")
     nothing = [np.zeros(0, dtype=np.int64)] * CLIENTS
     for view in federation.method.views:
         said = ask(federation, view, nothing)
