@@ -31,7 +31,7 @@ from weft.experiment.settings import RunSettings, make
 
 load_methods()
 DATA = federate(source(240, 120), clients=6, partition="dirichlet", alpha=1.0, validation=0.3)
-BASE = RunSettings(rounds=4, cohort=0.5, epochs=2, batch_size=5, model="mlp", precision="fp64", device="cpu")
+BASE = RunSettings(rounds=3, cohort=0.5, epochs=1, batch_size=5, model="mlp", precision="fp64", device="cpu")
 
 
 def grid(name: str, **options: list[Any]) -> dict[str, Method]:
