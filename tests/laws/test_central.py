@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("name", [*subjects("central"), "scaffold"])
 def test_one_client_is_central_training(name: str) -> None:
-    """Three rounds of two epochs equal a plain PyTorch loop with its own optimiser and batch norm.
+    """Three rounds of one epoch equal a plain PyTorch loop with its own optimiser and batch norm.
 
     At their neutral setting; SCAFFOLD has none, but with one client its controls cancel.
     """
