@@ -10,11 +10,9 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from flwr.app import Message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
@@ -25,7 +23,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectUnavailableError,
     inflate_object_from_contents,
 )
-from flwr.superlink.grid import HttpGrid
 
 
 @dataclass
@@ -81,25 +78,3 @@ class Inbox:
             assert isinstance(message, Message)
             message.metadata.__dict__["_message_id"] = name
             yield message
-
-
-class PromptGrid(HttpGrid):
-    """The same grid, which gives the replies that are whole and does not wait for others.
-
-    It tries again when a SuperLink is too busy to shake hands in time; Flower takes that for a wrong certificate.
-    """
-
-    def __init__(self, grid: HttpGrid) -> None:
-        self.__dict__ = grid.__dict__
-        self._inbox = Inbox()
-        hopeless = self._retry_invoker.should_giveup
-        assert hopeless
-        self._retry_invoker.should_giveup = lambda e: not isinstance(e, httpx.TimeoutException) and hopeless(e)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """The replies to these messages that are here, each loaded when it is asked for."""
-        client, wanted = self._runtime_client, set(message_ids)
-        if new := wanted - self._inbox.answers():
-            got = client.PullMessages(PullAppMessagesRequest(message_ids=new))
-            self._inbox.announce(got.messages_list, got.message_object_trees)
-        yield from self._inbox.whole(client.PullObject, client.ConfirmMessageReceived, self.node, wanted)

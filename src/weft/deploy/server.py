@@ -27,8 +27,8 @@ from weft.data.manifest import manifest
 from weft.data.source import Source
 from weft.deploy.call import call
 from weft.deploy.clients import Remote
-from weft.deploy.inbox import PromptGrid
 from weft.deploy.likes import Likes
+from weft.deploy.prompt import PromptGrid
 from weft.deploy.secure import Secure
 from weft.experiment.cohort import able, expected
 from weft.experiment.plugins import load_methods

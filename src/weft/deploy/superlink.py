@@ -34,7 +34,7 @@ from flwr.superlink.grid import HttpGrid
 
 from weft.core.errors import SettingError
 from weft.deploy.clock import Clock
-from weft.deploy.inbox import PromptGrid
+from weft.deploy.prompt import PromptGrid
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """Flower's processes tell nobody about themselves, and look for tasks often."""
