@@ -16,6 +16,7 @@ from weft.executors.plan import cores
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do some day
+os.environ.setdefault("RAY_worker_niceness", "0")  # actors are the run, not something beside it
 import ray
 
 PATIENCE = 300.0
