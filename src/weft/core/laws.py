@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LAWS = {
     "executors": "Batched, one by one, in chunks, traced, summed in parts and through bytes it gives the same numbers.",
-    "actors": "So it does on one, two and four actors of a Ray cluster.",
+    "actors": "So it does on the actors of a Ray cluster, each with a share of the clients.",
     "messages": "So it does over the messages of Flower.",
     "bits": "A rerun has the same bits, and so has a run that was stopped and goes on.",
     "inputs": "A round changes nothing that it was given, and nothing of clients that are not in it.",

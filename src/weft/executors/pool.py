@@ -34,18 +34,19 @@ def pool(actors: int, cpus: float, gpus: float, address: str = "") -> Pool:
     _start(address)
     wanted = (ray.get_runtime_context().get_job_id(), actors, cpus, gpus, address)
     if wanted not in _latest:
+        said = f"the cluster at {address}" if address else "this machine"
+        _refuse_too_many(said, actors, cpus, gpus)  # before those that are there are given up for them
         _latest.clear()
-        _latest[wanted] = Pool(actors, cpus, gpus, address)
+        _latest[wanted] = Pool(actors, cpus, gpus, said)
     return _latest[wanted]
 
 
 class Pool:
     """Actors of one kind. Each is a `Place`."""
 
-    def __init__(self, actors: int, cpus: float, gpus: float, address: str) -> None:
-        """See `pool`; Ray must be running."""
-        self._said = f"the cluster at {address}" if address else "this machine"
-        _refuse_too_many(self._said, actors, cpus, gpus)
+    def __init__(self, actors: int, cpus: float, gpus: float, said: str) -> None:
+        """See `pool`; Ray must be running. `said`: where they are, in words."""
+        self._said = said
         # a lost actor is not restarted by Ray, which could not give it back what its clients keep
         self._kind = ray.remote(Place).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
