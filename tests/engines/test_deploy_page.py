@@ -1,10 +1,15 @@
-"""docs/deploy.md as readers try it: all commands in a shell, those after ``<!-- terminal -->`` in one of their own."""
+"""docs/deploy.md as readers try it: all commands, those after ``<!-- terminal -->`` in a shell of their own.
+
+Such a shell ends with its section of the page. Commands of Weft alone run in this process, which has imported already
+what each of them needs, and has a cluster of its own, if it is not to join another one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -12,80 +17,103 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.docs.test_snippets import commands
+from weft.cli import main
 
 pytest.importorskip("flwr", reason="weft[flower] is not installed")
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?P<terminal><!-- terminal -->\n)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 SECONDS = 240
+SAME = {"runs/joined": "runs/cluster", "runs/network": "runs/laptop"}
+"""Runs of the same figures."""
 
 
-def test_every_command_of_the_page(tmp_path: Path) -> None:
+def test_every_command_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
     from weft.deploy.superlink import free_port
+    from weft.executors.pool import pool
 
+    pool(2, 0.5, 0.0)  # Ray has its actors look for modules where it is started
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/deploy.md").read_text()
     for port in ("8000", "6379"):
         text = text.replace(port, str(free_port()))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     source = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     ray = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # paths of sockets must be short
-    env = os.environ | {"PATH": path, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": ray}
-    terminals: list[subprocess.Popen[bytes]] = []
-    run = 0
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}  # theirs is another cluster than ours
+    env |= {"PATH": path, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": ray, "RAY_worker_niceness": "0"}
+    run = started = 0
     try:
-        for block in BLOCK.finditer(text):
-            if block["kind"] != "bash":
-                assert block["kind"] in ("yaml", "text"), block["body"]
-                continue
-            if not block["terminal"]:
-                done = subprocess.run(
-                    ["bash", "-ec", block["body"]],
-                    cwd=tmp_path,
-                    env=env,
-                    capture_output=True,
-                    text=True,
-                    timeout=SECONDS,
-                )
-                assert done.returncode == 0, f"{block['body']}\n{done.stdout}\n{done.stderr}"
-                run += 1
-                continue
-            with (tmp_path / f"terminal-{len(terminals)}.log").open("wb") as out:
-                terminals.append(
-                    subprocess.Popen(
-                        ["bash", "-ec", block["body"]],
-                        cwd=tmp_path,
-                        env=env,
-                        stdout=out,
-                        stderr=out,
-                        start_new_session=True,
-                    )
-                )
-            if found := re.search(r"--port (\d+)", block["body"]):
-                wait_for(int(found[1]))
+        for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+            with terminals(env) as start:
+                for block in BLOCK.finditer(section):
+                    if block["kind"] != "bash":
+                        assert block["kind"] in ("yaml", "text"), block["body"]
+                    elif block["terminal"]:
+                        start(block["body"])
+                        started += 1
+                    else:
+                        play(block["body"], env, capsys)
+                        run += 1
     finally:
-        for process in terminals:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in terminals:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(ray, ignore_errors=True)
-    assert run == 10 and len(terminals) == 5
-    terminal = (tmp_path / "terminal-0.log").read_text()
-    assert json.loads((tmp_path / "runs/joined/summary.json").read_text())["finished"], terminal
-    laptop, network = (json.loads((tmp_path / "runs" / n / "summary.json").read_text()) for n in ("laptop", "network"))
-    assert laptop["headline"]["value"] == pytest.approx(network["headline"]["value"], abs=0.01)
-    assert network["executor"] == "flower"
-    trial = json.loads((tmp_path / "trial/run/summary.json").read_text())
-    assert trial["finished"] and trial["rounds"] == 3 and trial["headline"]["value"] > 0.5
+    assert run == 10 and started == 5
+    told = {n: json.loads((tmp_path / n / "summary.json").read_text()) for n in (*SAME, *SAME.values(), "trial/run")}
+    for name, other in SAME.items():
+        assert told[name]["headline"]["value"] == pytest.approx(told[other]["headline"]["value"], abs=0.01), name
+    assert told["runs/joined"]["finished"] and told["runs/network"]["executor"] == "flower"
+    trial = told["trial/run"]
+    assert trial["finished"] and trial["rounds"] == 2 and trial["headline"]["value"] > 0.5
     assert (tmp_path / "trial/run/report.html").exists()
+
+
+def play(body: str, env: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a block of commands."""
+    words = [shlex.split(command, comments=True) for command in commands(body)]
+    if all(each[0] == "weft" and "--ray-address" not in each for each in words):
+        for each in words:
+            status = main(each[1:])
+            assert status == 0, f"{each}\n{capsys.readouterr().err}"
+        return
+    done = subprocess.run(["bash", "-ec", body], env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and "Warning" not in done.stderr, f"{body}\n{done.stdout}\n{done.stderr}"
+
+
+@contextmanager
+def terminals(env: Mapping[str, str]) -> Iterator[Any]:
+    """What starts commands in shells of their own, which end with it."""
+    shells: list[subprocess.Popen[bytes]] = []
+
+    def start(body: str) -> None:
+        shells.append(subprocess.Popen(["bash", "-ec", body], env=env, start_new_session=True, **quiet))
+        if found := re.search(r"--port (\d+)", body):
+            wait_for(int(found[1]))
+
+    with Path("terminals.log").open("ab") as out:
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+        try:
+            yield start
+        finally:
+            for shell in shells:
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGTERM)
+            for shell in shells:
+                with suppress(subprocess.TimeoutExpired):
+                    shell.wait(15)
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)
+                shell.wait()
 
 
 def wait_for(port: int) -> None:
@@ -95,4 +123,4 @@ def wait_for(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise AssertionError(f"nobody listens on {port}")
+    raise AssertionError(f"nobody listens on {port}: {Path('terminals.log').read_text()}")

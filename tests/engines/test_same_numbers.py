@@ -77,7 +77,7 @@ def test_batched_is_loop(place: Path, label: str) -> None:
 @pytest.mark.parametrize("label", METHODS | BUILT)
 def test_ray_is_batched(place: Path, label: str) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
-    settings = run_settings(executor="ray", actors=2, actor_cpus=0.25, **ALL[label][2])
+    settings = run_settings(executor="ray", actors=2, actor_cpus=0.5, **ALL[label][2])
     result = Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
     assert_same(local(place, label, "batched"), result)
 

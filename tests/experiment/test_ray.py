@@ -26,7 +26,7 @@ from weft.wire import TopK
 
 load_methods()
 ray = pytest.importorskip("ray", reason="weft[ray] is not installed")
-RAY: dict[str, Any] = {"executor": "ray", "actors": 2, "actor_cpus": 0.25}
+RAY: dict[str, Any] = {"executor": "ray", "actors": 2, "actor_cpus": 0.5}
 BASE: dict[str, Any] = {"model": "mlp", "rounds": 2, "precision": "fp64", "device": "cpu"}
 
 
@@ -83,7 +83,7 @@ def test_a_run_on_actors_is_the_run_on_one_machine(name: str) -> None:
     chosen, settings = RUNS[name]
     a, b = (api.run(chosen, people(), **{**BASE, **settings, **where}) for where in ({}, RAY))
     assert apart(a, b) <= 1e-9
-    assert b.summary["executor"] == "ray" and b.summary["plan"].startswith("ray, 2 actors of 0.25 CPUs")
+    assert b.summary["executor"] == "ray" and b.summary["plan"].startswith("ray, 2 actors of 0.5 CPUs")
 
 
 def test_secure_sums_over_actors() -> None:
@@ -136,7 +136,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert weft(*words, tmp_path / "here") == 0
     there = [*words, tmp_path / "there", "--executor", "ray", "--actors", "2", "--actor-cpus"]
     assert weft(*there, "0") == 2
-    assert weft(*there, "0.25") == 0
+    assert weft(*there, "0.5") == 0
     ours, theirs = figures(tmp_path / "here"), figures(tmp_path / "there")
     known = [k for k in ours if ours[k] != "NaN"]
     assert ours.keys() == theirs.keys() and known == [k for k in theirs if theirs[k] != "NaN"]
@@ -147,10 +147,10 @@ def test_a_run_that_is_refused_leaves_the_actors() -> None:
     """Starting them takes seconds, and another run may have use of them."""
     from weft.executors.pool import pool
 
-    before = pool(2, 0.25, 0.0)
+    before = pool(2, 0.5, 0.0)
     with pytest.raises(SettingError, match="are more than"):
         pool(2, 1000.0, 0.0)
-    assert pool(2, 0.25, 0.0) is before
+    assert pool(2, 0.5, 0.0) is before
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_status_lists_actors_and_the_loss_of_one(tmp_path: Path) -> None:
 
     def kill(report: Any) -> None:
         if report.number == 1:
-            ray.kill(pool(2, 0.25, 0.0, "").actors[1])
+            ray.kill(pool(2, 0.5, 0.0, "").actors[1])
 
     api.run("fedavg", people(), out=tmp_path / "run", tell=kill, **BASE, **RAY)
     (run,) = read(str(tmp_path / "run"))
