@@ -1,4 +1,4 @@
-"""A node that goes wrong in the rounds that it is told: ``python -m tests.engines.faulty FILE ROUND=FAULT ...``.
+"""A node that goes wrong in the rounds that it is told.
 
 Faults: die (in mid-training), cut (dies in mid-upload), slow:SECONDS (20 times slower, and so many at least), corrupt,
 oversized, nan.
@@ -7,7 +7,6 @@ oversized, nan.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,8 @@ class Faulty(node.Node):
         return reply
 
 
-if __name__ == "__main__":
-    FAULTS |= dict(word.split("=") for word in sys.argv[2:])
+def run(path: Path, faults: dict[str, str]) -> None:
+    """Be the node of a settings file, with a fault in each of these rounds."""
+    FAULTS.update(faults)
     supernode.Node = Faulty  # type: ignore[misc]
-    supernode.run_node(Path(sys.argv[1]))
+    supernode.run_node(path)

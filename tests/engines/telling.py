@@ -1,4 +1,4 @@
-"""A node that writes down what its clients send, and may die: ``python -m tests.engines.telling FILE FOLDER``.
+"""A node that writes down what its clients send, and may die.
 
 Into the folder go, for each turn, the uploads as they would lie in memory. If it holds a file ``NODE-dies``, such as
 "round 2 masked", the node ends when it is asked for that step of a secure sum.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from weft.executors import Batched
 from weft.privacy.fixed_point import FixedPoint, Layout
 from weft.privacy.secure_clients import flattened, summands
 
-FOLDER, NAME = Path(sys.argv[2]), Path(sys.argv[1]).stem
+HOME: list[Path] = []
+"""The folder, and the node's settings file."""
 NUMBERS = itertools.count()
 BOUND, MOST = 64.0, 2.0**20
 
@@ -41,7 +41,7 @@ class Telling(Batched):
             largest = max((p for p in layout.places if p[0] in trees), key=lambda p: np.prod(p[2]))
             before = layout.places[: layout.places.index(largest)]
             first = int(sum(np.prod(shape) for _, _, shape in before))
-            part = FOLDER / f"{NAME}-{next(NUMBERS)}.part"
+            part = HOME[0] / f"{HOME[1].stem}-{next(NUMBERS)}.part"
             with part.open("wb") as out:
                 plain = trees[largest[0]][largest[1]].reshape(-1)
                 words = FixedPoint(CLIENTS, BOUND).encode(values)
@@ -56,13 +56,15 @@ class Dying(node.Node):
     def answer(self, message: Message) -> Message:
         if message.metadata.message_type == "train.sum":
             told = noted(message.content, "step")
-            end = FOLDER / f"{NAME}-dies"
+            end = HOME[0] / f"{HOME[1].stem}-dies"
             if end.exists() and f"{told['sum'].partition(',')[0]} {told['step']}" == end.read_text():
                 os._exit(9)
         return super().answer(message)
 
 
-if __name__ == "__main__":
+def run(path: Path, folder: Path) -> None:
+    """Be the node of a settings file, and write into this folder."""
+    HOME.extend((folder, path))
     node.Batched = Telling  # type: ignore[misc]
     supernode.Node = Dying  # type: ignore[misc]
-    supernode.run_node(Path(sys.argv[1]))
+    supernode.run_node(path)

@@ -7,8 +7,6 @@ import http.server
 import logging
 import re
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -46,7 +44,6 @@ FAULTS = {  # node -> round -> what goes wrong
 }
 MISSED = {1: {2}, 2: {2, 3, 4}, LATE: {2, 3, 4}}
 """Round -> clients that are not in it; node-2 is new in round 2."""
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +65,25 @@ def settings(place: Path, **changed: Any) -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module")
 def network(place: Path) -> Iterator[Any]:
+    from tests.engines.warm import WarmNetwork
     from weft.deploy.app import init
-    from weft.deploy.network import Network
     from weft.deploy.superlink import free_port
 
     port = free_port()
     method, data, run = settings(place)
     init(place / "app", method, data, run, nodes=CLIENTS, port=port)
-    with Network(place / "app", port) as made:
+    with WarmNetwork(place / "app", port) as made:
         made.join("node-0", "node-1")
         yield made
 
 
 def start_faulty(network: Any, name: str, after: int) -> None:
     """Start a node with the faults that it has after a round, unless it runs."""
-    if name in network.nodes and network.nodes[name].poll() is None:
-        return
-    words = [sys.executable, "-m", "tests.engines.faulty", str(network.app / "nodes" / f"{name}.yaml")]
-    words += [f"{number}={fault}" for number, fault in FAULTS[name].items() if number > after]
-    with (network.app / f"{name}.log").open("ab") as out:
-        network.nodes[name] = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out)
+    from tests.engines import faulty
+
+    if name not in network.nodes or network.nodes[name].poll() is not None:
+        left = {str(number): fault for number, fault in FAULTS[name].items() if number > after}
+        network.begin(name, faulty.run, left)
 
 
 class Absent(Here):
@@ -182,39 +178,22 @@ def test_nodes_with_all_their_faults(
             torch.testing.assert_close(x[0], y, rtol=0, atol=1e-9)
 
 
-REFUSED = {  # fault -> (settings that the node is told, what its program does before, what it says at last)
+REFUSED = {  # fault -> (settings that the node is told, what its clock does, what it says at last)
     "duplicate identity": ({}, "", "or another process uses it"),
     "unknown identity": ({"key": "stranger.key"}, "", "its key is not registered there"),
-    "clock ahead": ({}, "now = time.time; time.time = lambda: now() + 3600", r"clock of this machine is 3\d+ s ahead"),
-    "clock behind": ({}, "now = time.time; time.time = lambda: now() - 3600", r"is 3\d+ s behind"),
-    "clock that goes wrong": ({"key": "later.key"}, "later()", r"is 3\d+ s ahead"),
+    "clock ahead": ({}, "ahead", r"clock of this machine is 3\d+ s ahead"),
+    "clock behind": ({}, "behind", r"is 3\d+ s behind"),
+    "clock that goes wrong": ({"key": "later.key"}, "later", r"is 3\d+ s ahead"),
     "expired certificate": ("expired", "", r"is not to be trusted \(.*expired"),
     "certificate of another host": ("elsewhere", "", r"is not to be trusted \(.*not valid for"),
 }
-NODE = """import datetime, sys, time
-from weft.cli import main
-from weft.deploy import supernode
-from weft.experiment.plugins import load_methods
-from flwr.supernode import node_auth_http_interceptor as signing
-load_methods()
-def later():
-    def receive(fleet, whole=supernode.Fleet.receive, clock=time.time, signed=signing.now):
-        time.time = lambda: clock() + 3600
-        signing.now = lambda: signed() + datetime.timedelta(hours=1)
-        return whole(fleet)
-    supernode.Fleet.receive = receive
-{before}
-start = time.monotonic()
-try:
-    sys.exit(main(["deploy", "node", {path!r}]))
-finally:
-    print(time.monotonic() - start)
-"""
 
 
 @pytest.fixture(scope="module")
-def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Any, Path]]]:
     """Nodes that must end by themselves, all at once, since some take their time."""
+    from tests.engines import refused
+    from tests.engines.warm import Warm
     from weft.deploy.certificates import write_authority, write_node, write_server
     from weft.deploy.superlink import register
 
@@ -236,28 +215,29 @@ def refusals(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             port = stack.enter_context(tls_server(keys))
             servers[name] = {"superlink": f"127.0.0.1:{port}", "certificate": str(keys / "ca.pem")}
         started = {}
-        for fault, (told, before, _) in REFUSED.items():
+        for fault, (told, clock, _) in REFUSED.items():
             path = home / f"{fault.replace(' ', '-')}.yaml"
             told = servers[told] if isinstance(told, str) else told
             chosen = yaml.safe_load((home / "node-0.yaml").read_text()) | {"state": str(folder / fault)} | told
             path.write_text(yaml.safe_dump(chosen))
-            words = [sys.executable, "-c", NODE.format(before=before, path=str(path))]
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            started[fault] = stack.enter_context(process)
-            stack.callback(started[fault].kill)
+            process = Warm(refused.run, path, clock, out=path.with_suffix(".log"))
+            started[fault] = process, path.with_suffix(".log")
+            stack.callback(process.kill)
         yield started
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_a_node_that_is_refused(refusals: Mapping[str, subprocess.Popen[str]], fault: str) -> None:
+def test_a_node_that_is_refused(refusals: Mapping[str, tuple[Any, Path]], fault: str) -> None:
     """It ends by itself, in a bounded time, with one line that says why."""
     from weft.deploy.fleet import HEARTBEAT
 
-    printed, said = refusals[fault].communicate(timeout=150)
+    process, log = refusals[fault]
+    code, said = process.wait(150), log.read_text()
     lines = [line for line in said.splitlines() if line.startswith("weft: ")]
-    assert refusals[fault].returncode != 0 and len(lines) == 1 and "Traceback" not in said, said
+    assert code != 0 and len(lines) == 1 and "Traceback" not in said, said
     assert re.search(REFUSED[fault][2], lines[0]), lines
-    assert float(printed) < 3 * HEARTBEAT + 10
+    (seconds,) = re.findall(r"^took (\S+)$", said, re.MULTILINE)
+    assert float(seconds) < 3 * HEARTBEAT + 10
 
 
 @contextmanager

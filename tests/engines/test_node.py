@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(place: Path, label: str, line: Any, rounds: int = 3, **how: Any) -> Run:
+def prepared(place: Path, label: str, line: Any, rounds: int = 2, **how: Any) -> Run:
     from weft.deploy.server import elsewhere
 
     settings = run_settings(executor="flower", rounds=rounds, **METHODS[label][2])
@@ -87,7 +87,7 @@ def test_bytes_counted_are_bytes_sent(place: Path, tmp_path: Path, label: str) -
 
     run = prepared(place, label, Line(**three(place, tmp_path)))
     there = run.go()
-    settings = run_settings(**METHODS[label][2])
+    settings = run_settings(rounds=2, **METHODS[label][2])
     here = Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
     assert there.totals["bytes_up"] == here.totals["bytes_up"]
     assert there.totals["bytes_down"] == here.totals["bytes_down"]
@@ -149,7 +149,7 @@ def test_a_restarted_node_has_what_it_kept(place: Path, tmp_path: Path) -> None:
 
     run = prepared(place, "scaffold", Line(**{f"node{i + 1}": fresh(i) for i in range(3)}))
     there = run.go()
-    here = Run.prepare(method("scaffold"), federated(data_settings(place / "points.npz")), run_settings()).go()
+    here = Run.prepare(method("scaffold"), federated(data_settings(place / "points.npz")), run_settings(rounds=2)).go()
     for x, y in zip(tree_leaves(here.federation.server), tree_leaves(there.federation.server), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
@@ -170,9 +170,10 @@ def test_an_answer_that_was_lost_is_given_again(place: Path, tmp_path: Path, nam
 
     data, chosen = federated(data_settings(place / "points.npz")), make(name, {})
     line = Line(**{f"node{i + 1}": twice(i) for i in range(3)})
-    settings = run_settings(executor="flower")
+    short: dict[str, Any] = {"rounds": 2, "epochs": 1, "evaluate_every": 2}
+    settings = run_settings(executor="flower", **short)
     there = Run.prepare(chosen, data, settings, elsewhere=elsewhere(line, chosen, data, settings)).go()
-    here = Run.prepare(chosen, data, run_settings()).go()
+    here = Run.prepare(chosen, data, run_settings(**short)).go()
     for x, y in zip(tree_leaves(here.federation.server), tree_leaves(there.federation.server), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 

@@ -1,7 +1,9 @@
 """One method file, and the same numbers from every engine: loop, batched, Ray and Flower.
 
 Flower means three nodes as processes of their own, which make their data from settings and the method from its name and
-arguments, on a SuperLink with TLS and signed requests. It is started once for all methods.
+arguments, on a SuperLink with TLS and signed requests. It is started once for all methods. It has those that differ in
+what nodes do: personal models, architectures of their own, codecs that remember. What its messages carry is the same
+without processes, so every method and every combination is tried there.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from tests.engines.setting import (
     run_settings,
     write_examples,
 )
+from tests.local.test_plugins import COMPOSED
 from weft.experiment.plugins import load_methods
 from weft.experiment.result import Result
 from weft.experiment.run import Run
 from weft.experiment.sources import federated
 
 load_methods()
+TRIED = [*METHODS, *(f"scaffold with {what}" for what in COMPOSED)]
+"""Other methods are tried by the laws, each with one process and with actors, and with parts in tests/local."""
+TRAVELLED = ["ditto", "fedproto, two architectures", "fedadam with top-k"]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def local(place: Path, label: str, executor: str) -> Result:
-    settings = run_settings(executor=executor, **ALL[label][2])
+def local(place: Path, label: str, executor: str, **changed: Any) -> Result:
+    settings = run_settings(executor=executor, **ALL[label][2] | changed)
     return Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
 
 
@@ -62,41 +68,24 @@ def port(place: Path) -> int:
 
 @pytest.fixture(scope="module")
 def network(place: Path, port: int) -> Iterator[Any]:
-    from weft.deploy.network import Network
+    from tests.engines.warm import WarmNetwork
 
-    with Network(place / "app", port) as made:
+    with WarmNetwork(place / "app", port) as made:
         made.join("node-0", "node-1", "node-2")
         yield made
 
 
-@pytest.mark.parametrize("label", METHODS | BUILT)
+@pytest.mark.parametrize("label", TRIED)
 def test_batched_is_loop(place: Path, label: str) -> None:
     assert_same(local(place, label, "loop"), local(place, label, "batched"))
 
 
-@pytest.mark.parametrize("label", METHODS | BUILT)
+@pytest.mark.parametrize("label", TRIED)
 def test_ray_is_batched(place: Path, label: str) -> None:
     pytest.importorskip("ray", reason="weft[ray] is not installed")
     settings = run_settings(executor="ray", actors=2, actor_cpus=0.5, **ALL[label][2])
     result = Run.prepare(method(label), federated(data_settings(place / "points.npz")), settings).go()
     assert_same(local(place, label, "batched"), result)
-
-
-@pytest.mark.parametrize("label", METHODS)
-def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from weft.deploy.server import elsewhere
-
-    settings = run_settings(executor="flower", **ALL[label][2])
-    data, chosen = federated(data_settings(place / "points.npz")), method(label)
-    with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
-        places = elsewhere(grid, chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
-        result = Run.prepare(chosen, data, settings, elsewhere=places).go()
-    assert "node-2" in caplog.text, network.log("node-2")
-    assert_same(local(place, label, "batched"), result)
-    homes = [place / "app" / "nodes" / f"node-{k % 3}-state" for k in range(CLIENTS)]
-    run = max(homes[0].iterdir(), key=lambda path: path.stat().st_mtime).name
-    kept = [sorted((home / run / f"client-{k}").glob("*.safetensors")) for k, home in enumerate(homes)]
-    assert any(kept), "what clients keep is on their nodes' disks"
 
 
 @pytest.mark.parametrize("label", BUILT | EVERY)
@@ -105,10 +94,29 @@ def test_messages_in_this_process_are_batched(place: Path, label: str, port: int
     from tests.engines.line import Line, three
     from weft.deploy.server import elsewhere
 
-    settings = run_settings(executor="flower", **ALL[label][2])
+    short = {"epochs": 1, "evaluate_every": 2}
+    settings = run_settings(executor="flower", **ALL[label][2] | short)
     data, chosen = federated(data_settings(place / "points.npz")), method(label)
     places = elsewhere(Line(**three(place, tmp_path)), chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
-    assert_same(local(place, label, "batched"), Run.prepare(chosen, data, settings, elsewhere=places).go())
+    assert_same(local(place, label, "batched", **short), Run.prepare(chosen, data, settings, elsewhere=places).go())
+
+
+@pytest.mark.parametrize("label", TRAVELLED)
+def test_flower_is_batched(place: Path, label: str, network: Any, caplog: pytest.LogCaptureFixture) -> None:
+    from weft.deploy.server import elsewhere
+
+    short = {"rounds": 2, "evaluate_every": 2}  # every figure is asked for in some twenty requests to each node
+    settings = run_settings(executor="flower", **ALL[label][2] | short)
+    data, chosen = federated(data_settings(place / "points.npz")), method(label)
+    with caplog.at_level(logging.INFO, "weft.federation"), network.grid() as grid:
+        places = elsewhere(grid, chosen, data, settings, deadline=60.0, min_clients=CLIENTS)
+        result = Run.prepare(chosen, data, settings, elsewhere=places).go()
+    assert "node-2" in caplog.text, network.log("node-2")
+    assert_same(local(place, label, "batched", **short), result)
+    homes = [place / "app" / "nodes" / f"node-{k % 3}-state" for k in range(CLIENTS)]
+    run = max(homes[0].iterdir(), key=lambda path: path.stat().st_mtime).name
+    kept = [sorted((home / run / f"client-{k}").glob("*.safetensors")) for k, home in enumerate(homes)]
+    assert any(kept), "what clients keep is on their nodes' disks"
 
 
 def assert_same(one: Result, other: Result) -> None:

@@ -52,20 +52,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(place: Path) -> Iterator[Any]:
+    from tests.engines import telling
+    from tests.engines.warm import WarmNetwork
     from weft.deploy.app import init
-    from weft.deploy.network import Network
     from weft.deploy.superlink import free_port, register
 
     port, data = free_port(), data_settings(place / "points.npz")
     init(place / "app", make("fedavg", {"lr": 0.1}), data, run_settings(), nodes=3, port=port)
-    with Network(place / "app", port) as made:
+    with WarmNetwork(place / "app", port) as made:
         register(made.app, made.address, list(HOMES))
         for name, clients in HOMES.items():
             path = made.app / "nodes" / f"{name}.yaml"
             path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"clients": clients, "poll": 0.05}))
-            words = [sys.executable, "-m", "tests.engines.telling", str(path), str(place / "told")]
-            with (made.app / f"{name}.log").open("ab") as out:
-                made.nodes[name] = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out)
+            made.begin(name, telling.run, place / "told")
         yield made
 
 

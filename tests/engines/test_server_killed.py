@@ -56,8 +56,8 @@ def wait(what: str, so: object, network: object) -> None:
 
 
 def test_the_server_is_killed_and_started_again(tmp_path: Path) -> None:
+    from tests.engines.warm import WarmNetwork
     from weft.deploy.app import init
-    from weft.deploy.network import Network
     from weft.deploy.superlink import free_port
 
     write_examples(tmp_path)
@@ -65,7 +65,7 @@ def test_the_server_is_killed_and_started_again(tmp_path: Path) -> None:
     data = replace(data_settings(tmp_path / "points.npz"), clients=2)
     settings = run_settings(cohort=1.0, rounds=ROUNDS, evaluate_every=100)
     init(app, method, data, settings, nodes=2, port=port, min_clients=2, hosts=("127.0.0.1",))
-    with Network(app, port, own_server=True, database=True) as network:
+    with WarmNetwork(app, port, own_server=True, database=True) as network:
         network.join("node-0", "node-1")
         flwr_run(app)
         wait("a round", lambda: (app / "run/checkpoint/round-000001").exists(), network)

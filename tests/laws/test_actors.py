@@ -100,11 +100,12 @@ def test_uploads_that_are_no_sums_come_back_one_by_one(actors: Pool, monkeypatch
         assert {len(x) for tree in part.up for x in tree.values()} == {len(part.ids)}
 
 
-@pytest.mark.parametrize(
-    ("name", "moments"), [("scaffold+", ["turn 1", "keep"]), ("scaffold+", ["turn 2"]), ("ditto", ["judge"])]
-)
+@pytest.mark.parametrize(("name", "moments"), [("scaffold+", ["turn 2", "keep"]), ("ditto", ["judge"])])
 def test_a_lost_actor_changes_no_bit(actors: Pool, name: str, moments: Sequence[str], tmp_path: Path) -> None:
-    """Killed in its first turn of a round, in the second one, while it writes what clients keep, and in judging."""
+    """Killed in the second turn of a round, while it writes what clients keep, and in judging.
+
+    The first turn is below, and in tests/experiment/test_ray.py.
+    """
     ends = []
     victim = int(cohort(2)[1])
     for flags, asked in ((tmp_path / "whole", ()), (tmp_path / "broken", tuple(moments))):

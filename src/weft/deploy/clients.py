@@ -32,8 +32,8 @@ from weft.deploy.uploads import told as in_words
 log = logging.getLogger("weft.federation")
 PATIENCE = 3
 """So many deadlines a round waits for its quorum before the run stops."""
-POLL = 0.05
-"""Seconds between two questions for replies."""
+POLL = (0.05, 0.5)
+"""Least and most seconds between two questions for replies; see `pause`."""
 
 
 class TooFew(ArithmeticError):
@@ -99,7 +99,7 @@ class Remote:
                 return torch.tensor(here)
             if waited > PATIENCE * self.deadline:
                 raise TooFew(f"{len(here)} of at least {self.least} clients came within {waited:.0f} s{self._why()}")
-            time.sleep(POLL)
+            time.sleep(pause(waited))
 
     def hear(self, message: Asked, timed: Timed = untimed) -> Iterable[Part]:
         """Ask the clients' nodes, and join their answers as they come."""
@@ -218,7 +218,7 @@ class Remote:
                 open_to |= self._lost_in(waiting)
             if not waiting:
                 self._look_round()
-            time.sleep(POLL)
+            time.sleep(pause(waited))
         self._put_off(waiting)
 
     def _lost_in(self, waiting: dict[str, tuple[int, Seen, list[int]]]) -> set[int]:
@@ -330,6 +330,11 @@ class Remote:
 
     def _why(self) -> str:
         return "; " + "; ".join(f"node {node}: {why}" for node, why in self._said.items()) if self._said else ""
+
+
+def pause(waited: float) -> float:
+    """Seconds to the next question: a twentieth of the wait, since what a SuperLink answers it takes from the nodes."""
+    return min(max(POLL[0], waited / 20), POLL[1])
 
 
 def _asking(remote: Remote, exam: Exam, ids: list[int]) -> RecordDict:
