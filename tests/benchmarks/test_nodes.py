@@ -16,7 +16,7 @@ def test_memory_of_the_server_does_not_grow_with_rounds(tmp_path: Path) -> None:
     from weft.experiment.plugins import load_methods
 
     load_methods()
-    found = measure(6, 3, tmp_path)
+    found = measure(3, 3, tmp_path)
     assert len(found) == 3
     first, last = sum(found[0][:2]), sum(found[-1][:2])
     assert 0 < last < 1.1 * first, found
