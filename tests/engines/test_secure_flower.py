@@ -63,7 +63,7 @@ def network(place: Path) -> Iterator[Any]:
         register(made.app, made.address, list(HOMES))
         for name, clients in HOMES.items():
             path = made.app / "nodes" / f"{name}.yaml"
-            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"clients": clients, "poll": 0.05}))
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"clients": clients, "poll": 0.2}))
             made.begin(name, telling.run, place / "told")
         yield made
 
@@ -89,13 +89,12 @@ def apart(one: Any, other: Any) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(*each, strict=True) if x.numel())
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedadam"])
-def test_the_numbers_are_those_of_plain_sums(place: Path, network: Any, name: str) -> None:
-    """Two channels in SCAFFOLD, a server optimiser in FedAdam; bytes are those of the simulated protocol."""
+def test_the_numbers_are_those_of_plain_sums(place: Path, network: Any) -> None:
+    """Two channels; bytes are those of the simulated protocol. Other methods: `test_secure_nodes`."""
     short: dict[str, Any] = {"rounds": 2, "epochs": 1, "evaluate_every": 100}
     with network.grid() as grid:
-        result = there(place, grid, name, {"min_clients": CLIENTS}, **short).go()
-    plain, simulated = here(place, name, **short), here(place, name, secure_aggregation=True, **short)
+        result = there(place, grid, "scaffold", {"min_clients": CLIENTS}, **short).go()
+    plain, simulated = here(place, "scaffold", **short), here(place, "scaffold", secure_aggregation=True, **short)
     assert apart(plain, result) <= CLOSE and apart(simulated, result) <= CLOSE
     assert torch.equal(plain.federation.turns, result.federation.turns)
     for kind in ("bytes_up", "bytes_down", "steps"):

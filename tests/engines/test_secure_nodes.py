@@ -86,6 +86,18 @@ def apart(one: Run, other: Run) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(*each, strict=True) if x.numel())
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedadam"])
+def test_the_numbers_are_those_of_plain_sums(place: Path, tmp_path: Path, name: str) -> None:
+    """With a server optimiser in FedAdam; bytes are those of the simulated protocol."""
+    run = prepared(place, line(place, tmp_path), name, cohort=4)
+    run.go()
+    same, simulated = plain(place, name, cohort=4), plain(place, name, cohort=4, secure_aggregation=True)
+    assert apart(same, run) <= CLOSE and apart(simulated, run) <= CLOSE
+    assert same.federation.turns.tolist() == run.federation.turns.tolist()
+    for kind in ("bytes_up", "bytes_down", "steps"):
+        assert run.totals[kind] == simulated.totals[kind], kind
+
+
 def test_a_sum_is_begun_again_before_anything_is_revealed(place: Path, tmp_path: Path, caplog: Any) -> None:
     """Node-2 misses one step of each round: too few are left, and the second attempt has everybody, trained once."""
     missed, trained = {1: "shares", 2: "masked"}, []
