@@ -1,17 +1,9 @@
-"""The laws that methods are held to, and why one of them does not apply to a method.
+"""The laws that methods are held to: the only list of them, which `weft explain` and the pages print.
 
-This is the only list of them: the tests ask it whom to test, and `weft explain` and the pages print it.
+Whom a law does not apply to, and why, is in the registry (`Entry.apart`).
 """
 
 from __future__ import annotations
-
-import re
-from typing import TYPE_CHECKING
-
-from weft.core.docstring import section
-
-if TYPE_CHECKING:
-    from weft.core.registry import Entry
 
 LAWS = {
     "executors": "Batched, one by one, in chunks, traced, summed in parts and through bytes it gives the same numbers.",
@@ -38,25 +30,3 @@ LAWS = {
 
 PLUGINS = ("blend",)
 """Plug-ins that a method may refuse, as an exemption too."""
-
-
-def apart(entry: Entry) -> dict[str, str]:
-    """Laws that do not apply to a method: name -> why."""
-    found = {law: why for law, why in entry.exempt.items() if law in LAWS}
-    if entry.mixed:
-        found["names"] = "which architecture a client has follows from its number"
-    if entry.off is None:
-        found["off"] = "it has no setting that leaves less of it in training"
-    if entry.neutral is None:
-        said = _said(entry, "Neutral", "no neutral setting")
-        found["neutral"] = said if said.startswith("no ") else f"it comes to no method of the registry: {said}"
-    if entry.name != "fedavg" and (entry.neutral is None or entry.neutral[0] != "fedavg"):
-        found["central"] = "no setting makes it FedAvg"
-    if entry.reaches_optimum is None:
-        found["quadratics"] = _said(entry, "Promise", "no promise")
-    return {law: found[law] for law in LAWS if law in found}
-
-
-def _said(entry: Entry, heading: str, none: str) -> str:
-    """A section of its docstring, with other words for "None"; these alone if there is no such section."""
-    return re.sub(r"^None\b", none, section(entry.doc, heading) or "None").rstrip(".")

@@ -12,7 +12,7 @@ from typing import Any
 
 from weft.core.docstring import section
 from weft.core.errors import SettingError
-from weft.core.laws import LAWS, PLUGINS, apart
+from weft.core.laws import LAWS, PLUGINS
 from weft.core.method import Method
 
 
@@ -47,7 +47,23 @@ class Entry:
     @property
     def apart(self) -> dict[str, str]:
         """Laws that do not apply to it: name -> why."""
-        return apart(self)
+        found = {law: why for law, why in self.exempt.items() if law in LAWS}
+        if self.mixed:
+            found["names"] = "which architecture a client has follows from its number"
+        if self.off is None:
+            found["off"] = "it has no setting that leaves less of it in training"
+        if self.neutral is None:
+            said = self._said("Neutral", "no neutral setting")
+            found["neutral"] = said if said.startswith("no ") else f"it comes to no method of the registry: {said}"
+        if self.name != "fedavg" and (self.neutral is None or self.neutral[0] != "fedavg"):
+            found["central"] = "no setting makes it FedAvg"
+        if self.reaches_optimum is None:
+            found["quadratics"] = self._said("Promise", "no promise")
+        return {law: found[law] for law in LAWS if law in found}
+
+    def _said(self, heading: str, none: str) -> str:
+        """A section of its docstring, with other words for "None"; these alone if there is no such section."""
+        return re.sub(r"^None\b", none, section(self.doc, heading) or "None").rstrip(".")
 
     @property
     def refused(self) -> dict[str, str]:
