@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,14 +131,20 @@ def test_a_run_goes_on_with_another_executor(first: str, tmp_path: Path, monkeyp
     assert apart(whole, rest) <= 1e-9
 
 
-def test_on_the_command_line(tmp_path: Path) -> None:
-    """In float64, the same; docs/deploy.md, which is run, joins a cluster from a process of its own."""
+def test_on_the_command_line_at_the_address_of_a_cluster(tmp_path: Path) -> None:
+    """A process of its own joins the cluster that this one has started."""
     data = archive(tmp_path / "data.npz")
+    api.run("fedavg", people(), **{**BASE, **RAY, "rounds": 1})  # the cluster is there
     words = ["run", "ditto", *RUN, "--precision", "fp64", "--quiet", "--data", data, "--out"]
     assert weft(*words, tmp_path / "here") == 0
-    there = [*words, tmp_path / "there", "--executor", "ray", "--actors", "2", "--actor-cpus"]
-    assert weft(*there, "0") == 2
-    assert weft(*there, "0.5") == 0
+    there = [*words, tmp_path / "there", "--executor", "ray", "--actors", "1", "--actor-cpus", "0"]
+    assert weft(*there) == 2
+    there[-1:] = ["0.01", "--ray-address", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-m", "weft.cli", *map(str, there)]
+    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(command, env=ray_free, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     ours, theirs = figures(tmp_path / "here"), figures(tmp_path / "there")
     known = [k for k in ours if ours[k] != "NaN"]
     assert ours.keys() == theirs.keys() and known == [k for k in theirs if theirs[k] != "NaN"]

@@ -69,8 +69,9 @@ def distance(name: str, cohort: int, rounds: int = 80) -> float:
 @pytest.mark.parametrize("cohort", [4, 3])
 @pytest.mark.parametrize("name", subjects("quadratics"))
 def test_promise(name: str, cohort: int) -> None:
-    away = distance(name, cohort)
-    assert (away < 1e-3) == REGISTRY[name].reaches_optimum, away
+    promised = REGISTRY[name].reaches_optimum
+    away = distance(name, cohort, rounds=80 if promised else 120)  # who may not arrive has more time to
+    assert (away < 1e-3) == promised, away
 
 
 def test_promises_of_both_kinds() -> None:
