@@ -225,6 +225,7 @@ def interrupt() -> None:
 def test_a_sweep_that_was_stopped_goes_on(
     stop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     data = archive(tmp_path / "data.npz")
     assert weft(*SWEEP, "--data", data, "--out", tmp_path / "whole", "--together", "never") == 0
     with monkeypatch.context() as patch:

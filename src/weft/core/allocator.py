@@ -5,21 +5,23 @@ from __future__ import annotations
 import ctypes
 import functools
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST = -1, -3, 32 * 2**20
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_HEAP = 64 * 2**20  # what a thread's part of the allocator grows by; with as much to spare it is not unmapped when empty
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Reuse blocks of up to 32 MiB in place of giving them back to the system; whether the allocator took the wish.
+    """Reuse blocks in place of giving them back to the system; whether the allocator took the wish.
 
-    A step frees and asks again for tensors of some MiB; glibc's default returns each to the system, which then hands
-    out cleared pages anew: several times the cost of the arithmetic (docs/performance.md). Only glibc has the call.
+    A step frees and asks again for tensors of some MiB, and a round for stacks of uploads; glibc's default returns each
+    to the system, which then hands out cleared pages anew: several times the cost of the arithmetic
+    (docs/performance.md). Only glibc has the call.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return all(mallopt(*wish) for wish in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _HEAP)))
 
 
 def give_back_freed_memory() -> None:
