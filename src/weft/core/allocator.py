@@ -6,7 +6,7 @@ import ctypes
 import functools
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_HEAP = 64 * 2**20  # what a thread's part of the allocator grows by; with as much to spare it is not unmapped when empty
+_HEAP = 64 * 2**20  # the step in which a thread's heap grows; with as much to spare an empty one stays
 
 
 @functools.cache
