@@ -11,7 +11,7 @@ demo: $(VENV)/core
 	$(BIN)/weft compare fedala fedavg local --data mnist-10k --clients 20 --alpha 0.1 --rounds 20 --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -68,7 +68,7 @@ def test_every_command_of_the_page(
                         run += 1
     finally:
         shutil.rmtree(ray, ignore_errors=True)
-    assert run == 10 and started == 5
+    assert run == 11 and started == 5
     told = {n: json.loads((tmp_path / n / "summary.json").read_text()) for n in (*SAME, *SAME.values(), "trial/run")}
     for name, other in SAME.items():
         assert told[name]["headline"]["value"] == pytest.approx(told[other]["headline"]["value"], abs=0.01), name

@@ -141,14 +141,28 @@ def test_on_the_command_line_at_the_address_of_a_cluster(tmp_path: Path) -> None
     assert weft(*there) == 2
     there[-1:] = ["0.01", "--ray-address", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "weft.cli", *map(str, there)]
-    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(command, env=ray_free, capture_output=True, text=True, timeout=300)
+    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    told = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    done = subprocess.run(command, env=stranger | told, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     ours, theirs = figures(tmp_path / "here"), figures(tmp_path / "there")
     known = [k for k in ours if ours[k] != "NaN"]
     assert ours.keys() == theirs.keys() and known == [k for k in theirs if theirs[k] != "NaN"]
     assert max(abs(ours[k] - theirs[k]) for k in known) <= 1e-9
+
+
+@pytest.mark.parametrize("guess", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}])
+def test_a_stranger_cannot_join_the_cluster_that_a_run_has_started(guess: dict[str, str]) -> None:
+    """It listens on all interfaces, and runs what it is sent."""
+    api.run("fedavg", people(), **{**BASE, **RAY, "rounds": 1})  # the cluster is there
+    words = ["run", "fedavg", "--clients", "4", "--executor", "ray", "--actor-cpus", "0.01", "--ray-address"]
+    command = [sys.executable, "-m", "weft.cli", *words, ray.get_runtime_context().gcs_address]
+    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    impatient = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # of twenty, one a second
+    done = subprocess.run(command, env=stranger | guess | impatient, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "InvalidAuthToken" in done.stderr
+    assert "cannot be joined" in done.stderr and "RAY_AUTH_MODE=token" in done.stderr
 
 
 def test_a_run_that_is_refused_leaves_the_actors() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 import warnings
@@ -88,7 +89,11 @@ def _start(address: str) -> None:
     if ray.is_initialized():
         return
     before = signal.getsignal(signal.SIGTERM)
-    own: dict[str, Any] = {} if address else {"num_cpus": cores(), "include_dashboard": False}
+    own: dict[str, Any] = {}
+    if not address:
+        own = {"num_cpus": cores(), "include_dashboard": False}
+        if "RAY_AUTH_MODE" not in os.environ:  # a password of its own; else Ray leaves one in the user's folder
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it leaves files open
@@ -97,8 +102,8 @@ def _start(address: str) -> None:
         reason = " ".join(str(error).split())
         there = f"ray_address = {address!r} cannot be joined" if address else "Ray does not start on this machine"
         raise SettingError(
-            f"{there} ({reason}): start a cluster with `ray start --head` and name its address, or leave the address "
-            "out to have one of this process's own"
+            f"{there} ({reason}): start a cluster with `ray start --head` and name its address, with "
+            "RAY_AUTH_MODE=token and its token if it has one, or leave the address out to have one of your own"
         ) from None
     finally:
         if before and threading.current_thread() is threading.main_thread():  # Ray's handler would tidy nothing up
