@@ -47,6 +47,11 @@ def poisoned() -> FederatedData:
     return FederatedData(changed, **plain.splits(), protocol=plain.protocol, manifest=plain.manifest)
 
 
+def stranger() -> dict[str, str]:
+    """The environment of a process that knows nothing of this one's cluster."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
 def state(result: Result) -> list[torch.Tensor]:
     """All that server and clients hold."""
     f = result.federation
@@ -141,9 +146,8 @@ def test_on_the_command_line_at_the_address_of_a_cluster(tmp_path: Path) -> None
     assert weft(*there) == 2
     there[-1:] = ["0.01", "--ray-address", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "weft.cli", *map(str, there)]
-    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     told = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    done = subprocess.run(command, env=stranger | told, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=stranger() | told, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     ours, theirs = figures(tmp_path / "here"), figures(tmp_path / "there")
@@ -158,9 +162,8 @@ def test_a_stranger_cannot_join_the_cluster_that_a_run_has_started(guess: dict[s
     api.run("fedavg", people(), **{**BASE, **RAY, "rounds": 1})  # the cluster is there
     words = ["run", "fedavg", "--clients", "4", "--executor", "ray", "--actor-cpus", "0.01", "--ray-address"]
     command = [sys.executable, "-m", "weft.cli", *words, ray.get_runtime_context().gcs_address]
-    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     impatient = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # of twenty, one a second
-    done = subprocess.run(command, env=stranger | guess | impatient, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=stranger() | guess | impatient, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "InvalidAuthToken" in done.stderr
     assert "cannot be joined" in done.stderr and "RAY_AUTH_MODE=token" in done.stderr
 
