@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import weft.methods
 from weft.core.errors import SettingError
@@ -31,9 +33,17 @@ def load_methods(files: tuple[str, ...] = ()) -> None:
         _load_file(Path(file))
 
 
+class _Source(SourceFileLoader):
+    """A file of the user's, beside which no bytecode is written."""
+
+    def set_data(self, *told: Any, **more: Any) -> None:
+        pass
+
+
 def _load_file(path: Path) -> None:
     name = f"weft_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    source = _Source(name, str(path)) if path.is_file() and path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=source) if source else None
     if spec is None or spec.loader is None:
         raise SettingError(f"plugin = {path} is no Python file: give the path of a file that registers a method")
     module = importlib.util.module_from_spec(spec)
