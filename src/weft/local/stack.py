@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from weft.compiled import Program, Uncompiled, written
 from weft.core.parallel import side_by_side
 from weft.core.stream import fold
 from weft.core.task import Batch, Examples
@@ -79,12 +80,16 @@ class Stack:
         self.last = int(self.ends.max(initial=0))
         planned = _PLANNED.get()
         self.worth, self.workers = self.last * planned.rounds >= WORTH, planned.workers
-        self.rows = rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
+        many = int(self.real.sum()) * planned.rounds
+        self.pays = planned.compiled and many >= COMPILED and step.until is None and rows.device.type == "cpu"
+        self.own_rows, self.rows = rows, rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
         self.numbers = torch.arange(self.last, device=rows.device)
         self.tables, self.opened = _opened(examples)
 
     def folded(self) -> list[Tensor]:
         """The carries after the last batch of each."""
+        if self.pays and (program := self._program()):
+            return self._run(program)
         slices = np.array_split(np.arange(len(self.ends)), min(self.workers, max(1, len(self.ends))))
         with torch.enable_grad():  # as in other threads; oneDNN's recurrent layers keep only then what they need
             parts = side_by_side(self._slice, slices, self.workers)
@@ -96,6 +101,37 @@ class Stack:
                 if (there := to[members[0] : members[-1] + 1]).data_ptr() != x.data_ptr():  # not changed in place
                     there.copy_(x)
         return whole
+
+    def _program(self) -> Program | None:
+        """The steps of one client after the other as machine code; None if that cannot be had."""
+        alone = [s if d is None else s[0] for s, d in zip(self.state, self.dims, strict=True)]
+        sample = [*alone, *self.tables, self.key[0], self.own_rows[0, 0], self.numbers[0]]
+        stacked = [d is not None for d in self.dims] + [False] * len(self.tables) + [True]
+        shapes = tuple((x.shape, x.stride(), x.dtype) for x in sample)
+        found = (self.step.identity, self.step.spec, self.opened, self.full, tuple(stacked), shapes)
+        with _TRACING:
+            if found not in _PROGRAMS:
+                step = self._stacked(_Way(None, True, self.full))
+                try:
+                    step(*sample)
+                    flat = graph.shortened(step, sample, self.width)
+                    _PROGRAMS[found] = written(flat, sample, stacked, self.width)
+                except Uncompiled as error:
+                    _PROGRAMS[found] = None
+                    if DEBUG: print("UNCOMPILED", error)
+                while len(_PROGRAMS) > _MOST_TRACES:
+                    del _PROGRAMS[next(iter(_PROGRAMS))]
+            return _PROGRAMS[found]
+
+    def _run(self, program: Program) -> list[Tensor]:
+        def some(members: Places) -> None:
+            here = slice(int(members[0]), int(members[-1]) + 1)
+            inputs = [s if d is None else s[here] for s, d in zip(self.state, self.dims, strict=True)]
+            program([*inputs, *self.tables, self.key[here]], self.own_rows[here], self.real[here])
+
+        slices = np.array_split(np.arange(len(self.ends)), min(4 * self.workers, len(self.ends)))
+        side_by_side(some, slices, self.workers)
+        return self.state[: self.width]
 
     def _slice(self, members: Places) -> list[Tensor]:
         """The carries of neighbours in the stack after the last batch of each."""
@@ -141,9 +177,7 @@ class Stack:
         _put(ended, members - first, state, np.flatnonzero(ends[members] >= last))
         return ended
 
-    def _fold(self, way: _Way, sample: list[Tensor]) -> Fold:
-        """The steps of a slice; if it is worth it, each as a flat graph of tensor operations."""
-
+    def _stacked(self, way: _Way) -> Callable[..., Sequence[Tensor]]:
         def stacked(*inputs: Tensor) -> Sequence[Tensor]:
             *flat, key, rows, number = inputs
             flat, tables = flat[: -len(self.tables)], flat[-len(self.tables) :]
@@ -153,6 +187,12 @@ class Stack:
                 one = vmap(one, in_dims=(list(way.dims), Batch(*(0,) * 5)))  # type: ignore[arg-type]
             return one(flat, batch)
 
+        return stacked
+
+    def _fold(self, way: _Way, sample: list[Tensor]) -> Fold:
+        """The steps of a slice; if it is worth it, each as a flat graph of tensor operations."""
+
+        stacked = self._stacked(way)
         if not self.worth:
             return graph.fold(stacked)
         shapes = tuple((x.shape, x.dtype, x.device) for x in sample)
@@ -229,6 +269,11 @@ class _Closed(NamedTuple):
 
 WORTH = 100
 """A trace costs about as much time as so many untraced steps."""
+COMPILED = 30_000
+"""A compiler takes about as much time as so many steps of clients."""
+import os
+DEBUG = os.environ.get("DEBUGC")
+_PROGRAMS: dict[Any, Program | None] = {}
 _MOST_TRACES = 64
 _TRACES: dict[Any, Fold] = {}
 _TRACING = threading.Lock()
@@ -237,6 +282,7 @@ _TRACING = threading.Lock()
 class _Planned(NamedTuple):
     rounds: int = 1
     workers: int = 1
+    compiled: bool = False
 
 
 _ONCE = _Planned()
@@ -244,13 +290,13 @@ _PLANNED: ContextVar[_Planned] = ContextVar("planned", default=_ONCE)
 
 
 @contextmanager
-def repeated(rounds: int, workers: int = 1) -> Iterator[None]:
+def repeated(rounds: int, workers: int = 1, compiled: bool = True) -> Iterator[None]:
     """Inside, each loop over steps is expected to run once in every one of so many rounds, on so many cores.
 
     Whether a step is traced follows from that and from the steps of a round, never from what ran before or from the
     clock: a traced step rounds differently, and a resumed run must have the bits of one that was never stopped.
     """
-    token = _PLANNED.set(_Planned(rounds, workers))
+    token = _PLANNED.set(_Planned(rounds, workers, compiled))
     try:
         yield
     finally:
