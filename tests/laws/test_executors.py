@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.laws.toys import gap, replayed, subjects, trained
+from weft.compiled import compiler
 from weft.core import Method, Net, Reply, Task, here
 from weft.executors import Batched, loop
 from weft.local.stack import WORTH
@@ -43,6 +44,19 @@ def test_plans_change_nothing(name: str) -> None:
     """Traced steps of two clients and of one, in slices side by side, and clients alone in their programs."""
     for plan in (Batched(4, 2, rounds=WORTH), Batched(1, 2)):
         assert gap(trained(name), replayed(name, plan)) <= 1e-9
+
+
+@pytest.mark.skipif(not compiler(), reason="no C compiler")
+@pytest.mark.parametrize("name", subjects("executors"))
+def test_machine_code_changes_nothing(name: str) -> None:
+    plan = Batched(4, 2, compile="always")
+    assert gap(trained(name), replayed(name, plan)) <= 1e-9
+    assert plan.compiled == (name not in WITHOUT)
+
+
+WITHOUT = {"fedcp", "fedgen", "gpfl", "moon", "marsit"}
+"""Methods with an operation that has no C (layer norm, the logarithm of a sigmoid, running sums), and one without a loop
+over steps."""
 
 
 @pytest.mark.parametrize("name", subjects("executors"))

@@ -9,10 +9,9 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from _ctypes import dlclose
 from pathlib import Path
 from typing import Any
-
-from _ctypes import dlclose
 
 from weft.compiled.operations import Uncompiled
 

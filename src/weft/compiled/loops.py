@@ -83,5 +83,7 @@ def loops(
     for i, (n, _) in enumerate(merged):
         lines += [pragma] if i == len(merged) - 1 else []
         lines.append(f"for (long i{i} = 0; i{i} < {n}; i{i}++) {{")
-    places = [" + ".join(f"i{i} * {s[k]}" for i, (_, s) in enumerate(merged) if s[k]) or "0" for k in range(len(layouts))]
+    places = [
+        " + ".join(f"i{i} * {s[k]}" for i, (_, s) in enumerate(merged) if s[k]) or "0" for k in range(len(layouts))
+    ]
     return [*lines, *body(*places), *["}"] * len(merged)]

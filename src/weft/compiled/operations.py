@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 
-
 class Uncompiled(Exception):
     """There is no C for it, or nothing that compiles it."""
 
@@ -84,14 +83,17 @@ SUFFIXES = {torch.float32: "f", torch.float64: ""}
 _FUNCTIONS = ("FABS", "SQRT", "EXP", "LOG", "LOG1P", "SIN", "COS", "TANH", "POW")
 
 
-def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, str], dtype: torch.dtype) -> str | None:
-    """The C expression of an operation; None if it is not known.
+def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, str], dtype: torch.dtype) -> str:
+    """The C expression of an operation.
 
     Args:
         name: of the operation, without the underscore of those in place.
         arguments: all arguments of the operation by name, defaults included.
         operand: those that are tensors, as C expressions of their own types.
         dtype: of the result.
+
+    Raises:
+        Uncompiled: it is not known here.
     """
     form = POINTWISE.get(name)
     if name == "clamp":
@@ -99,7 +101,7 @@ def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, st
         inner = "({self} < {min} ? {min} : {self})" if lower else "{self}"
         form = inner if not upper else f"({inner} > {{max}} ? {{max}} : {inner})"
     if form is None or arguments.get("rounding_mode") is not None:
-        return None
+        raise Uncompiled(name)
     if name == "pow" and (power := arguments["exponent"]) in _POWERS:
         form = _POWERS[power]
     kept = name in _AS_THEY_ARE
@@ -115,13 +117,14 @@ def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, st
     for function in _FUNCTIONS:
         if f"{function}(" in text:
             if dtype not in SUFFIXES:
-                return None
+                raise Uncompiled(f"{name} of whole numbers")
             text = text.replace(f"{function}(", f"{function.lower()}{SUFFIXES[dtype]}(")
     return text
 
 
 _POWERS: dict[Any, str] = {
-    2: "{self} * {self}", 3: "{self} * {self} * {self}", 0.5: "SQRT({self})", -0.5: "1 / SQRT({self})", -1: "1 / {self}",
+    -1: "1 / {self}", -0.5: "1 / SQRT({self})", 0.5: "SQRT({self})", 2: "{self} * {self}",
+    3: "{self} * {self} * {self}",
 }  # fmt: skip
 
 

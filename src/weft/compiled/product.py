@@ -17,7 +17,7 @@ def block(rows: int, most: int = MOST) -> int:
 
 
 def text(c: Value, a: Value, b: Value, keep: bool) -> list[str]:
-    """c = a b, or with `keep` c += a b, for matrices."""
+    """C for c = a b, or with `keep` for c += a b, of matrices."""
     (rows, inner), columns = a.like.shape, b.like.shape[1]
     cm, cn = _strides(c)
     am, ak = _strides(a)
@@ -28,15 +28,11 @@ def text(c: Value, a: Value, b: Value, keep: bool) -> list[str]:
     if cn == bn == 1 and columns > 3:
         return [f"outer_{name}({to}, {rows}, {columns}, {inner}, {cm}, {am}, {ak}, {bk}, {kept}, {block(rows)});"]
     if cm == am == 1 and rows > 3:
-        return [
-            f"outer_{name}({back}, {columns}, {rows}, {inner}, {cn}, {bn}, {bk}, {ak}, {kept}, {block(columns)});"
-        ]
+        return [f"outer_{name}({back}, {columns}, {rows}, {inner}, {cn}, {bn}, {bk}, {ak}, {kept}, {block(columns)});"]
     if ak == bk == 1:
         if rows >= columns:
             return [f"dot_{name}({to}, {rows}, {columns}, {inner}, {cm}, {cn}, {am}, {bn}, {kept}, {block(rows)});"]
-        return [
-            f"dot_{name}({back}, {columns}, {rows}, {inner}, {cn}, {cm}, {bn}, {am}, {kept}, {block(columns)});"
-        ]
+        return [f"dot_{name}({back}, {columns}, {rows}, {inner}, {cn}, {cm}, {bn}, {am}, {kept}, {block(columns)});"]
     return [f"plain_{name}({to}, {rows}, {columns}, {inner}, {cm}, {cn}, {am}, {ak}, {bk}, {bn}, {kept});"]
 
 

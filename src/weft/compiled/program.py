@@ -1,7 +1,7 @@
 """A graph of one client's step as a C program, which makes the steps of many clients, one client after the other.
 
-So the weights of a client stay in a core's cache through all its steps, and nothing stands between two operations. What
-is read once is not written: consecutive operations in place are one loop, and a weight meets all its updates row by row.
+So the weights of a client stay in a core's cache through all its steps, and nothing stands between two operations.
+Consecutive operations in place are one loop, and a weight meets all that is added to it row by row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from weft.compiled import product
 from weft.compiled.compiler import compiled, function
 from weft.compiled.loops import Place, Value, loops, pointer
-from weft.compiled import product
 from weft.compiled.operations import TYPES, Uncompiled, expression
 from weft.compiled.whole import WHOLE, copied
 
-aten = torch.ops.aten
+Calls = list[tuple[str, dict[str, Any]]]
+"""Operations, and their arguments by name."""
 
 
 class Program:
@@ -144,11 +145,18 @@ class _Work:
             raise Uncompiled(str(node.target))
         first = self.values[node.args[0]] if node.args and isinstance(node.args[0], Node) else None
         if first is not None and _writes(node):
+            if _name(node) in _TURNS:
+                turned = first.like.detach()
+                node.target(turned, *node.args[1:])
+                first = first.viewed(turned)
             self.values[node] = first
-            return True
+            return _name(node) not in _TURNS
         options = {key: value for key, value in node.kwargs.items() if key not in ("device", "pin_memory", "layout")}
         inputs, options = map_arg((node.args, options), lambda n: self.values[n].like)
-        like = node.target(*inputs, **options)
+        try:
+            like = node.target(*inputs, **options)
+        except (NotImplementedError, RuntimeError) as error:  # nothing is known of it without its numbers
+            raise Uncompiled(str(error)) from error
         for part in like if isinstance(like, list | tuple) else [like]:
             if not isinstance(part, Tensor) or part.dtype not in TYPES or not part.numel() or not part.is_meta:
                 raise Uncompiled(f"{node.target} gives {part}")
@@ -175,27 +183,22 @@ class _Work:
 
     def _laid(self) -> int:
         """Give each value a place in the program's own memory while it is used; how large that is."""
-        used: list[list[Place]] = [[self.values[x].place for n in g for x in (n, *n.all_input_nodes) if isinstance(self.values[x], Value)] for g in self.groups]
-        used.append([new.place for new, _ in self.results])
-        places: dict[Place, None] = {}
-        for i, some in enumerate(used):
-            for place in some:
-                if not place.base:
-                    if place not in places:
-                        places[place], place.first = None, i
-                    place.last = i
-        whole, laid = 0, list[Place]()
+        places: dict[Place, None] = {}  # in the order in which they are written
+        for i, group in enumerate([*self.groups, None]):
+            nodes = [x for node in group for x in (node, *node.all_input_nodes)] if group else []
+            values = [self.values[x] for x in nodes] if group else [new for new, _ in self.results]
+            for value in values:
+                if isinstance(value, Value) and not value.place.base:
+                    value.place.first = value.place.first if value.place in places else i
+                    value.place.last, places[value.place] = i, None
+        laid = list[Place]()
         for place in places:
-            alive = sorted((p for p in laid if p.last >= place.first), key=lambda p: p.start)
-            start = 0
-            for other in alive:
-                if other.start - start >= place.size:
+            for other in sorted((p for p in laid if p.last >= place.first), key=lambda p: p.start):
+                if other.start - place.start >= place.size:
                     break
-                start = max(start, -(-(other.start + other.size) // 64) * 64)
-            place.start = start
+                place.start = max(place.start, -(-(other.start + other.size) // _LINE) * _LINE)
             laid.append(place)
-            whole = max(whole, start + place.size)
-        return whole
+        return max((place.start + place.size for place in laid), default=0)
 
     def _arguments(self, node: Node) -> dict[str, Any]:
         """All arguments of an operation by name."""
@@ -220,26 +223,22 @@ class _Work:
         out: Value = self.values[group[0]]
         calls = [(_name(node), self._arguments(node)) for node in group]
         if not _goes(group[0]):
-            (name, given), = calls
+            ((name, given),) = calls
             if name not in WHOLE:
                 raise Uncompiled(name)
             return WHOLE[name](out, **given)
         if not any(name in _ADDED for name, _ in calls):
             return _chain(calls, out)
-        tile = next(product.block(out.like.shape[0]) for name, _ in calls if name in _ADDED) if len(calls) > 1 else out.like.shape[0]
+        tile = product.block(out.like.shape[0])
         many, left = divmod(out.like.shape[0], tile)
-        lines = []
-        if many:
-            lines += [f"for (long row = 0; row < {many * tile}; row += {tile}) {{", *_rows(calls, out, tile, "row"), "}"]
-        if left:
-            lines += ["{", *_rows(calls, out, left, str(many * tile)), "}"]
-        return lines
+        lines = [f"for (long row = 0; row < {many * tile}; row += {tile}) {{", *_rows(calls, out, tile, "row"), "}"]
+        return [*lines, *(_block(_rows(calls, out, left, str(many * tile))) if left else [])]
 
 
-def _rows(calls: list[tuple[str, dict[str, Any]]], out: Value, many: int, start: str) -> list[str]:
+def _rows(calls: Calls, out: Value, many: int, start: str) -> list[str]:
     """What a group does to so many rows of its result."""
     part, lines = out.rows(many, start), list[str]()
-    chain: list[tuple[str, dict[str, Any]]] = []
+    chain: Calls = []
     for name, given in calls:
         if name in _ADDED:
             lines += _block(_chain(chain, part)) if chain else []
@@ -261,42 +260,37 @@ def _block(lines: list[str]) -> list[str]:
     return ["{", *lines, "}"]
 
 
-def _chain(calls: list[tuple[str, dict[str, Any]]], out: Value) -> list[str]:
+def _chain(calls: Calls, out: Value) -> list[str]:
     """One loop for operations that write number by number over the same value, one after the other."""
-    operands: list[Value] = [out]
-    statements: list[tuple[str, dict[str, Any], dict[str, int]]] = []
-    known = False  # the value so far is in a variable
+    operands, statements, known = [out], list[str](), False  # known: the value so far is in `x`
+    read = False
     for name, given in calls:
-        where = {}
+        words = {}
         for key, value in given.items():
-            if not isinstance(value, Value):
-                continue
-            if (value.like.shape, value.place, value.shift) == (out.like.shape, out.place, out.shift) and value.same(out):
-                where[key] = 0
-                continue
-            if value.place is out.place:
-                raise Uncompiled("an operation reads what it writes in another order")
-            operands.append(value.viewed(value.like.expand(out.like.shape)))
-            where[key] = len(operands) - 1
-        statements.append((name, given, where))
-    reads = [0 in where.values() for _, _, where in statements]
-    reads[0] = reads[0] and not (calls[0][0] == "copy")
+            if isinstance(value, Value) and value.place is out.place:
+                if not value.same(out) or value.shift != out.shift:
+                    raise Uncompiled("an operation reads what it writes in another order")
+                words[key] = "x"
+                read = read or (not known and name != "copy")
+            elif isinstance(value, Value):
+                words[key] = f"from{len(operands)}[at{len(operands)}]"
+                operands.append(value.viewed(value.like.expand(out.like.shape)))
+        kinds = {key: value.like if isinstance(value, Value) else value for key, value in given.items()}
+        statements.append(f"x = {expression(name, kinds, words, out.like.dtype)};")
+        known = True
     lines = [f"{out.type} *restrict to = {pointer(out)};"]
     lines += [f"const {x.type} *from{i} = {pointer(x)};" for i, x in enumerate(operands[1:], 1)]
 
-    def body(*places: str) -> list[str]:
-        inner = [f"{out.type} x = to[{places[0]}];" if reads[0] else f"{out.type} x;"]
-        for name, given, where in statements:
-            operand = {key: f"from{i}[{places[i]}]" if i else "x" for key, i in where.items()}
-            text = expression(name, {k: v.like if isinstance(v, Value) else v for k, v in given.items()}, operand, out.like.dtype)
-            if text is None:
-                raise Uncompiled(name)
-            inner.append(f"x = {text};")
-        return [*inner, f"to[{places[0]}] = x;"]
+    def body(to: str, *others: str) -> list[str]:
+        places = [f"const long at{i} = {place};" for i, place in enumerate(others, 1)]
+        return [f"{out.type} x{f' = to[{to}]' if read else ''};", *places, *statements, f"to[{to}] = x;"]
 
     return lines + loops(out.like.shape, [x.like.stride() for x in operands], body)
 
 
+_LINE = 64  # bytes of a line of the cache
+_TURNS = ("squeeze", "unsqueeze", "t", "transpose")
+"""Operations in place that only look at a value in another way."""
 _ADDED = ("addmm",)
 """Operations in place that go row by row."""
 

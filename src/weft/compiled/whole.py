@@ -78,14 +78,22 @@ def _softmax(out: Value, self: Value, dim: int, half_to_float: bool) -> list[str
 
 
 def _log_softmax(out: Value, self: Value, dim: int, half_to_float: bool) -> list[str]:
-    return _along(out, [self], dim, [*_EXPONENTIALS, "const TYPE less = most + logNUMBER(sum);", "to[k] = a[k] - less;"])
+    return _along(
+        out, [self], dim, [*_EXPONENTIALS, "const TYPE less = most + logNUMBER(sum);", "to[k] = a[k] - less;"]
+    )
 
 
-_EXPONENTIALS = ["TYPE most = -INFINITY, sum = 0;", "most = a[k] > most ? a[k] : most;", "sum += expNUMBER(a[k] - most);"]
+_EXPONENTIALS = [
+    "TYPE most = -INFINITY, sum = 0;",
+    "most = a[k] > most ? a[k] : most;",
+    "sum += expNUMBER(a[k] - most);",
+]
 
 
 def _softmax_back(out: Value, grad_output: Value, output: Value, dim: int, input_dtype: Any) -> list[str]:
-    return _along(out, [grad_output, output], dim, ["TYPE sum = 0;", "sum += a[k] * b[k];", "to[k] = b[k] * (a[k] - sum);"])
+    return _along(
+        out, [grad_output, output], dim, ["TYPE sum = 0;", "sum += a[k] * b[k];", "to[k] = b[k] * (a[k] - sum);"]
+    )
 
 
 def _log_softmax_back(out: Value, grad_output: Value, output: Value, dim: int, input_dtype: Any) -> list[str]:
@@ -111,13 +119,18 @@ def _along(out: Value, values: Sequence[Value], dim: int, lines: Sequence[str]) 
             for name, operand in zip(("to", "a", "b"), operands, strict=False):
                 text = text.replace(f"{name}[k]", f"{name}[k * {operand.stride(dim)}]")
             if "[k" in line:
-                pragma = _SUM if line.startswith("sum +=") else _MOST if line.startswith("most =") else "#pragma omp simd"
+                pragma = (
+                    _SUM if line.startswith("sum +=") else _MOST if line.startswith("most =") else "#pragma omp simd"
+                )
                 found += [pragma, f"for (long k = 0; k < {like.shape[dim]}; k++) {text}"]
             else:
                 found.append(text)
         return found
 
-    return [*names, *loops([like.shape[d] for d in others], [[x.stride(d) for d in others] for x in operands], body, "")]
+    return [
+        *names,
+        *loops([like.shape[d] for d in others], [[x.stride(d) for d in others] for x in operands], body, ""),
+    ]
 
 
 _MOST = "#pragma omp simd reduction(max : most)"

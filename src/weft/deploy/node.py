@@ -80,7 +80,7 @@ class Post:
             groups,
             assemble.examples(data, where, dtype),
             Drawing(data.train, run, dtype, where),
-            Batched(rounds=run.rounds),
+            Batched(rounds=run.rounds, compile=run.compile),
             seed=run.init_seed,
             examine=Examiner(data),
         )

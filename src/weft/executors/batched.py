@@ -20,6 +20,7 @@ from weft.core.parallel import side_by_side
 from weft.core.task import Data, Examples, Reply, Task, Turn
 from weft.core.tree import taken
 from weft.core.turn import Mine, take_turn
+from weft.executors.plan import COMPILE
 from weft.local.stack import repeated, stacked_rows
 
 
@@ -30,22 +31,28 @@ class Batched:
     chunk: int = 256  # most clients in one program; halved for good when memory runs out
     workers: int = 1  # cores: with fewer clients in a program each works at programs of its own, else at its slices
     rounds: int = 1  # how many rounds are planned, so that what pays only in long runs is left out of short ones
+    compile: str = "auto"  # steps of small networks in machine code: always, never, or if the rounds repay the compiler
+    compiled: bool = False  # whether steps of a cohort so far were
+    _lately: bool = False  # whether steps of the last cohort were
 
     def __call__(
         self, method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any
     ) -> Reply[Any, Mine]:
         """Run the turns of a cohort; clients with like numbers of steps share a chunk, so that little is padding."""
         keep_freed_memory()
+        self._lately = False
         chunks, apart = self._chunks(turn), self._apart
         together = partial(_together, method, net, down, mine, examples, turn, public)
-        run = partial(self._as_fits, together, apart)
+        steps = self.rounds * sum(int((s >= 0).any(2).sum()) for s in turn.steps.values())
+        compiled = self.compile == "always" or (self.compile == "auto" and steps >= COMPILE)
+        run = partial(self._as_fits, together, apart, compiled)
         parts = [part for some in side_by_side(run, chunks, self.workers if apart else 1) for part in some]
         return _in_order(parts, torch.cat(chunks), self.workers)
 
-    def _as_fits(self, together: Callable[[Tensor], Any], apart: bool, here: Tensor) -> list[Any]:
+    def _as_fits(self, together: Callable[[Tensor], Any], apart: bool, compiled: bool, here: Tensor) -> list[Any]:
         """The answers of these members, in one part, or in several if memory runs out."""
         try:
-            with repeated(self.rounds, 1 if apart else self.workers):
+            with repeated(self.rounds, 1 if apart else self.workers, compiled, self._compiles):
                 return [together(here)]
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(here) == 1:
@@ -54,10 +61,15 @@ class Batched:
             warnings.warn(
                 f"out of memory with {len(here)} clients at once: going on with {half} ({error})", stacklevel=2
             )
-        return [part for piece in torch.split(here, half) for part in self._as_fits(together, apart, piece)]
+        return [part for piece in torch.split(here, half) for part in self._as_fits(together, apart, compiled, piece)]
+
+    def _compiles(self) -> None:
+        self.compiled = self._lately = True
 
     def computed(self, turn: Turn) -> int:
-        """How many examples are computed in these turns, padding included."""
+        """How many examples were computed in these turns, the last ones, padding included."""
+        if self._lately:  # a client makes its own steps only
+            return sum(int((s >= 0).any(2).sum()) * s.shape[2] for s in turn.steps.values())
         return sum(
             stacked_rows(_trimmed(steps[here.to(steps.device)]), 1 if self._apart else self.workers)
             for here in self._chunks(turn)

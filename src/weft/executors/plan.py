@@ -18,6 +18,9 @@ memory that takes half as long again (docs/performance.md)."""
 SHARE = 4
 """All chunks together may carry this part of the memory: gradients, activations and examples need as much again."""
 
+COMPILE = 30_000
+"""Steps of clients, over all planned rounds, that repay a C compiler (docs/performance.md)."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -149,9 +149,8 @@ class RunFolder:
         return pa.concat_tables(tables) if parts else SCHEMA.empty_table()
 
 
-PLACE = frozenset(
-    ("executor", "chunk", "workers", "device", "checkpoint_every", "actors", "actor_cpus", "actor_gpus", "ray_address")
-)
+_ACTORS = ("actors", "actor_cpus", "actor_gpus", "ray_address")
+PLACE = frozenset(("executor", "chunk", "workers", "compile", "device", "checkpoint_every", *_ACTORS))
 """Settings that say where and how clients run, not what is computed: a run may go on with others."""
 
 

@@ -151,7 +151,9 @@ def go(runs: Sequence[Run], tell: Tell | None = None) -> list[Ended]:
     chunk = max(first.engine.plan.chunk, _PROGRAM // (_bytes(first) + batch))
     drawn = Once()
     methods = [run.federation.method for run in runs]
-    together = Together(methods, Batched(chunk, first.engine.plan.workers, first.settings.rounds))
+    together = Together(
+        methods, Batched(chunk, first.engine.plan.workers, first.settings.rounds, first.settings.compile)
+    )
     latest = 0
 
     def told(report: RoundReport) -> None:

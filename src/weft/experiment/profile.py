@@ -12,30 +12,35 @@ from weft.core.method import Method
 from weft.core.net import Net
 from weft.core.task import Examples, Turn
 from weft.core.turn import Execute
-from weft.executors import Batched, Plan
+from weft.executors import Batched
 from weft.experiment.account import PARTS, Work, lines, measured
 
 
 @dataclass
 class Profile:
-    """Counts examples while a run goes on, and accounts for it at the end."""
+    """An executor whose examples are counted while a run goes on, and which accounts for them at the end."""
 
+    execute: Execute
     drawn: int = 0  # examples that count
     computed: int = 0  # padding included
 
-    def around(self, execute: Execute) -> Execute:
-        """The executor, with the examples that it computes counted."""
+    @property
+    def compiled(self) -> bool:
+        """Whether steps of a cohort so far were machine code."""
+        return isinstance(self.execute, Batched) and self.execute.compiled
 
-        def counted(method: Method, net: Net, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any) -> Any:
-            drawn = sum(int((s >= 0).sum()) for s in turn.steps.values())
-            self.drawn += drawn
-            self.computed += execute.computed(turn) if isinstance(execute, Batched) else drawn
-            return execute(method, net, down, mine, examples, turn, public)
-
-        return counted
+    def __call__(
+        self, method: Method, net: Net, down: Any, mine: Any, examples: Examples, turn: Turn, public: Any
+    ) -> Any:
+        """Run the turns of a cohort."""
+        answers = self.execute(method, net, down, mine, examples, turn, public)
+        drawn = sum(int((s >= 0).sum()) for s in turn.steps.values())
+        self.drawn += drawn
+        self.computed += self.execute.computed(turn) if isinstance(self.execute, Batched) else drawn
+        return answers
 
     def told(
-        self, totals: Mapping[str, float], net: Net, examples: Examples, plan: Plan
+        self, totals: Mapping[str, float], net: Net, examples: Examples, plan: str
     ) -> tuple[list[str], dict[str, Any]]:
         """The account of the rounds played: as lines, and as plain values."""
         seconds = {part: totals.get(f"{part}_seconds", 0.0) for part in PARTS}
@@ -46,5 +51,5 @@ class Profile:
         least = 3 * model * steps + read  # weights twice read, once written
         work = Work(steps, totals.get("flops", 0.0), least, self.drawn, self.computed)
         best = measured(device, examples.dtype)
-        plain = {"plan": str(plan), "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
-        return lines(seconds, work, best, str(plan)), plain
+        plain = {"plan": plan, "seconds": seconds, "work": work._asdict(), "ceilings": best._asdict()}
+        return lines(seconds, work, best, plan), plain

@@ -130,8 +130,7 @@ class Run:
             federation = begin(parts, elsewhere(parts, here), data.clients(), settings.init_seed)
         made = Run(method, data, settings, federation, here, where, found, chosen, model, guard)
         if profiled:
-            made.profiling = Profile()
-            here.execute = made.profiling.around(here.execute)
+            made.profiling = here.execute = Profile(here.execute)
         if out is not None:
             said = described(method, data, settings, model)
             made.folder = RunFolder.start(Path(out), said, resume=resume)
@@ -276,7 +275,8 @@ class Run:
     def profile(self) -> list[str]:
         """The account of the rounds played, as lines; with a run folder, also written to ``profile.json``."""
         assert self.profiling, "the run was not prepared as `profiled`"
-        told, plain = self.profiling.told(self.totals, self.federation.net, self.here.examples, self.engine.plan)
+        plan = f"{self.engine.plan}{self._compiled()}"
+        told, plain = self.profiling.told(self.totals, self.federation.net, self.here.examples, plan)
         if self.folder:
             self.folder.write("profile.json", dumps(plain))
         return told
@@ -305,8 +305,12 @@ class Run:
             self.device,
             self.last,
             self.protection.statement(self.done, self.federation.turns) if self.protection else None,
-            self.engine.about,
+            f"{self.engine.about}{self._compiled()}",
         )
+
+    def _compiled(self) -> str:
+        """What the plan of the clients in this process could not say beforehand."""
+        return "; steps in machine code" if getattr(self.here.execute, "compiled", False) else ""
 
     def result(self) -> Result:
         """What the rounds played so far gave; closes trackers and writes the summary."""

@@ -32,7 +32,7 @@ def settled(
 def planned(here: Here, data: FederatedData, settings: RunSettings, plan: Plan) -> None:
     """Let clients be run and judged as planned. States of those with like numbers of test examples lie side by side."""
     if settings.executor != "loop":
-        here.execute = Batched(plan.chunk, plan.workers, settings.rounds)
+        here.execute = Batched(plan.chunk, plan.workers, settings.rounds, settings.compile)
     here.examine = Examiner(data, plan.chunk, plan.workers)
     for group, store in zip(here.groups, here.kept, strict=True):
         store.arrange(torch.from_numpy(data.test.counts)[group.ids].argsort(descending=True, stable=True))

@@ -1,4 +1,8 @@
-"""The step loop of stacked clients: outside the functorch layers, several slices of the stack side by side."""
+"""The step loop of stacked clients: outside the functorch layers, several slices of the stack side by side.
+
+Where it pays, and the network is small enough for a core's cache, a slice is a program in machine code that makes the
+steps of one client after the other; else the steps of all its clients are made together.
+"""
 
 from __future__ import annotations
 
@@ -78,17 +82,15 @@ class Stack:
         self.full = bool((live.all(2) == self.real).all())
         self.ends = (self.real * np.arange(1, self.real.shape[1] + 1)).max(1, initial=0)
         self.last = int(self.ends.max(initial=0))
-        planned = _PLANNED.get()
+        self.planned = planned = _PLANNED.get()
         self.worth, self.workers = self.last * planned.rounds >= WORTH, planned.workers
-        many = int(self.real.sum()) * planned.rounds
-        self.pays = planned.compiled and many >= COMPILED and step.until is None and rows.device.type == "cpu"
-        self.own_rows, self.rows = rows, rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
+        self.turns, self.rows = rows, rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
         self.numbers = torch.arange(self.last, device=rows.device)
         self.tables, self.opened = _opened(examples)
 
     def folded(self) -> list[Tensor]:
         """The carries after the last batch of each."""
-        if self.pays and (program := self._program()):
+        if program := self._program():
             return self._run(program)
         slices = np.array_split(np.arange(len(self.ends)), min(self.workers, max(1, len(self.ends))))
         with torch.enable_grad():  # as in other threads; oneDNN's recurrent layers keep only then what they need
@@ -103,34 +105,36 @@ class Stack:
         return whole
 
     def _program(self) -> Program | None:
-        """The steps of one client after the other as machine code; None if that cannot be had."""
-        alone = [s if d is None else s[0] for s, d in zip(self.state, self.dims, strict=True)]
-        sample = [*alone, *self.tables, self.key[0], self.own_rows[0, 0], self.numbers[0]]
-        stacked = [d is not None for d in self.dims] + [False] * len(self.tables) + [True]
+        """The steps of one client in machine code, if that is planned and can be had."""
+        small = self.width and sum(x[0].numel() * x.itemsize for x in self.state[: self.width]) <= SMALL
+        if not self.planned.compiled or not small or self.step.until or self.key.device.type != "cpu" or not self.last:
+            return None
+        state = [s if d is None else s[0] for s, d in zip(self.state, self.dims, strict=True)]
+        sample = [*state, *self.tables, self.key[0], self.turns[0, 0], self.numbers[0]]
+        stacked = (*(d is not None for d in self.dims), *(False for _ in self.tables), True)
         shapes = tuple((x.shape, x.stride(), x.dtype) for x in sample)
-        found = (self.step.identity, self.step.spec, self.opened, self.full, tuple(stacked), shapes)
+        found = (self.step.identity, self.step.spec, self.opened, self.full, stacked, shapes)
         with _TRACING:
             if found not in _PROGRAMS:
-                step = self._stacked(_Way(None, True, self.full))
                 try:
-                    step(*sample)
-                    flat = graph.shortened(step, sample, self.width)
+                    flat = graph.shortened(self._stacked(_Way(None, True, self.full)), sample, self.width)
                     _PROGRAMS[found] = written(flat, sample, stacked, self.width)
-                except Uncompiled as error:
+                except Uncompiled:
                     _PROGRAMS[found] = None
-                    if DEBUG: print("UNCOMPILED", error)
-                while len(_PROGRAMS) > _MOST_TRACES:
-                    del _PROGRAMS[next(iter(_PROGRAMS))]
+                _forget(_PROGRAMS)
             return _PROGRAMS[found]
 
     def _run(self, program: Program) -> list[Tensor]:
-        def some(members: Places) -> None:
-            here = slice(int(members[0]), int(members[-1]) + 1)
-            inputs = [s if d is None else s[here] for s, d in zip(self.state, self.dims, strict=True)]
-            program([*inputs, *self.tables, self.key[here]], self.own_rows[here], self.real[here])
+        """The carries after the steps that a program makes: of a few clients at a time, so that no core waits long."""
+        self.planned.compiles()
+        pieces = np.array_split(np.arange(len(self.ends)), min(4 * self.workers, len(self.ends)))
 
-        slices = np.array_split(np.arange(len(self.ends)), min(4 * self.workers, len(self.ends)))
-        side_by_side(some, slices, self.workers)
+        def run(members: Places) -> None:
+            here = slice(int(members[0]), int(members[-1]) + 1)
+            state = [s if d is None else s[here] for s, d in zip(self.state, self.dims, strict=True)]
+            program([*state, *self.tables, self.key[here]], self.turns[here], self.real[here])
+
+        side_by_side(run, pieces, self.workers)
         return self.state[: self.width]
 
     def _slice(self, members: Places) -> list[Tensor]:
@@ -178,6 +182,8 @@ class Stack:
         return ended
 
     def _stacked(self, way: _Way) -> Callable[..., Sequence[Tensor]]:
+        """(carry, given, tables, keys, a batch of each, its number) -> the new carry, in this way."""
+
         def stacked(*inputs: Tensor) -> Sequence[Tensor]:
             *flat, key, rows, number = inputs
             flat, tables = flat[: -len(self.tables)], flat[-len(self.tables) :]
@@ -191,7 +197,6 @@ class Stack:
 
     def _fold(self, way: _Way, sample: list[Tensor]) -> Fold:
         """The steps of a slice; if it is worth it, each as a flat graph of tensor operations."""
-
         stacked = self._stacked(way)
         if not self.worth:
             return graph.fold(stacked)
@@ -203,8 +208,7 @@ class Stack:
                 stacked(*sample)  # once outside the trace, so that a network holds what it needs in this thread
                 known = _TRACES.get(found) or graph.traced(stacked, sample, self.width)
                 _TRACES[found] = known
-                while len(_TRACES) > _MOST_TRACES:
-                    del _TRACES[next(iter(_TRACES))]
+                _forget(_TRACES)
         return known
 
 
@@ -269,20 +273,24 @@ class _Closed(NamedTuple):
 
 WORTH = 100
 """A trace costs about as much time as so many untraced steps."""
-COMPILED = 30_000
-"""A compiler takes about as much time as so many steps of clients."""
-import os
-DEBUG = os.environ.get("DEBUGC")
-_PROGRAMS: dict[Any, Program | None] = {}
+SMALL = 2**20
+"""Bytes of a client's carry up to which it stays in a core's cache through all its steps."""
 _MOST_TRACES = 64
 _TRACES: dict[Any, Fold] = {}
+_PROGRAMS: dict[Any, Program | None] = {}
 _TRACING = threading.Lock()
+
+
+def _forget(known: dict[Any, Any]) -> None:
+    while len(known) > _MOST_TRACES:
+        del known[next(iter(known))]
 
 
 class _Planned(NamedTuple):
     rounds: int = 1
     workers: int = 1
     compiled: bool = False
+    compiles: Callable[[], None] = lambda: None
 
 
 _ONCE = _Planned()
@@ -290,13 +298,16 @@ _PLANNED: ContextVar[_Planned] = ContextVar("planned", default=_ONCE)
 
 
 @contextmanager
-def repeated(rounds: int, workers: int = 1, compiled: bool = True) -> Iterator[None]:
+def repeated(
+    rounds: int, workers: int = 1, compiled: bool = False, compiles: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Inside, each loop over steps is expected to run once in every one of so many rounds, on so many cores.
 
-    Whether a step is traced follows from that and from the steps of a round, never from what ran before or from the
-    clock: a traced step rounds differently, and a resumed run must have the bits of one that was never stopped.
+    With `compiled`, the steps are to be machine code, if that can be had; `compiles` is called when they are. Whether a
+    step is traced or compiled follows from these and from the steps of a round, never from what ran before or from the
+    clock: it rounds differently then, and a resumed run must have the bits of one that was never stopped.
     """
-    token = _PLANNED.set(_Planned(rounds, workers, compiled))
+    token = _PLANNED.set(_Planned(rounds, workers, compiled, compiles))
     try:
         yield
     finally:
