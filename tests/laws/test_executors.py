@@ -54,9 +54,8 @@ def test_machine_code_changes_nothing(name: str) -> None:
     assert plan.compiled == (name not in WITHOUT)
 
 
-WITHOUT = {"fedcp", "fedgen", "gpfl", "moon", "marsit"}
-"""Methods with an operation that has no C (layer norm, the logarithm of a sigmoid, running sums), and one without a loop
-over steps."""
+WITHOUT = {"fedcp", "fedgen", "gpfl", "moon"}
+"""Methods with an operation that has no C: layer norm, the logarithm of a sigmoid, running sums."""
 
 
 @pytest.mark.parametrize("name", subjects("executors"))
