@@ -6,7 +6,7 @@ Whom a law does not apply to, and why, is in the registry (`Entry.apart`).
 from __future__ import annotations
 
 LAWS = {
-    "executors": "Batched, one by one, chunked, traced, compiled, in parts and through bytes it gives the same numbers.",
+    "executors": "Batched, one by one, chunked, traced, compiled, in parts or through bytes it gives the same numbers.",
     "actors": "So it does on the actors of a Ray cluster, each with a share of the clients.",
     "messages": "So it does over the messages of Flower.",
     "bits": "A rerun has the same bits, and so has a run that was stopped and goes on.",
