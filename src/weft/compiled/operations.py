@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+aten = torch.ops.aten
 
 
 class Uncompiled(Exception):
@@ -30,6 +34,11 @@ POINTWISE: dict[str, str] = {
     "rsub": "{other} - {alpha} * {self}",
     "mul": "{self} * {other}",
     "div": "{self} / {other}",
+    "remainder": "",  # depends on the type
+    "floor": "FLOOR({self})",
+    "round": "RINT({self})",
+    "maximum": "{self} != {self} || {self} > {other} ? {self} : {other}",
+    "minimum": "{self} != {self} || {self} < {other} ? {self} : {other}",
     "neg": "-{self}",
     "abs": "FABS({self})",
     "sgn": "({self} > 0) - ({self} < 0)",
@@ -45,6 +54,7 @@ POINTWISE: dict[str, str] = {
     "tanh": "TANH({self})",
     "sigmoid": "1 / (1 + EXP(-{self}))",
     "relu": "{self} < 0 ? 0 : {self}",
+    "clamp": "",  # depends on which bounds there are
     "clamp_min": "{self} < {min} ? {min} : {self}",
     "clamp_max": "{self} > {max} ? {max} : {self}",
     "pow": "POW({self}, {exponent})",
@@ -67,6 +77,8 @@ POINTWISE: dict[str, str] = {
     "bitwise_and": "{self} & {other}",
     "bitwise_or": "{self} | {other}",
     "bitwise_xor": "{self} ^ {other}",
+    "bitwise_not": "~{self}",
+    "__lshift__": "{self} << {other}",
     "__rshift__": "{self} >> {other}",
     "where": "{condition} ? {self} : {other}",
     "masked_fill": "{mask} ? {value} : {self}",
@@ -80,7 +92,7 @@ _AS_THEY_ARE = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and"
 _CONDITIONS = {"condition", "mask"}
 SUFFIXES = {torch.float32: "f", torch.float64: ""}
 """Of the functions of math.h."""
-_FUNCTIONS = ("FABS", "SQRT", "EXP", "LOG", "LOG1P", "SIN", "COS", "TANH", "POW")
+_FUNCTIONS = ("FLOOR", "RINT", "FABS", "SQRT", "EXP", "LOG", "LOG1P", "SIN", "COS", "TANH", "POW")
 
 
 def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, str], dtype: torch.dtype) -> str:
@@ -93,15 +105,20 @@ def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, st
         dtype: of the result.
 
     Raises:
-        Uncompiled: it is not known here.
+        Uncompiled: not with these arguments.
     """
-    form = POINTWISE.get(name)
+    form = POINTWISE[name]
     if name == "clamp":
         lower, upper = (arguments[bound] is not None for bound in ("min", "max"))
-        inner = "({self} < {min} ? {min} : {self})" if lower else "{self}"
-        form = inner if not upper else f"({inner} > {{max}} ? {{max}} : {inner})"
-    if form is None or arguments.get("rounding_mode") is not None:
-        raise Uncompiled(name)
+        form = "({self} < {min} ? {min} : {self})" if lower else "{self}"
+        form = f"{form} > {{max}} ? {{max}} : {form}" if upper else form
+    if name == "bitwise_not" and dtype == torch.bool:
+        form = "!{self}"
+    if name == "remainder":
+        form = "{self} - {other} * FLOOR({self} / {other})"
+        form = form if dtype in SUFFIXES else "({self} % {other} + {other}) % {other}"
+    if arguments.get("rounding_mode") is not None:
+        raise Uncompiled("division that rounds")
     if name == "pow" and (power := arguments["exponent"]) in _POWERS:
         form = _POWERS[power]
     kept = name in _AS_THEY_ARE
@@ -137,3 +154,40 @@ def number(value: float, dtype: torch.dtype | None) -> str:
     if isinstance(value, float):
         return repr(value)
     return f"{int(value)}LL" if dtype is None else f"({TYPES[dtype]}){int(value)}LL"
+
+
+def _sum(start: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Any:
+    return NotImplemented if factors else a @ b + start
+
+
+def _var_mean(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    axes = list(range(x.ndim)) if dim is None else list(dim)
+    mean = x.mean(axes, keepdim=True)
+    many = math.prod(x.shape[d] for d in axes) - (1 if correction is None else correction)
+    spread = (x - mean).square().sum(axes, keepdim=keepdim) / many
+    return spread, mean if keepdim else mean.reshape(spread.shape)
+
+
+def _nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
+    if not x.is_floating_point():
+        return x.clone()
+    limits = torch.finfo(x.dtype)
+    ends = (limits.min if neginf is None else neginf, limits.max if posinf is None else posinf)
+    return torch.where(x != x, nan or 0.0, x).clamp(*ends)
+
+
+def _std(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0].sqrt()
+
+
+_APART = (
+    aten.native_layer_norm, aten.native_layer_norm_backward, aten.log_sigmoid_forward, aten.log_sigmoid_backward,
+)  # fmt: skip
+WAYS: dict[Any, Any] = {
+    **get_decompositions(_APART),
+    aten.addmm.default: _sum,
+    aten.var_mean.correction: _var_mean,
+    aten.std.correction: _std,
+    aten.nan_to_num.default: _nan_to_num,
+}
+"""What operations are traced to that are not one here."""

@@ -30,7 +30,7 @@ def text(c: Value, a: Value, b: Value, keep: bool) -> list[str]:
     if cm == am == 1 and rows > 3:
         return [f"outer_{name}({back}, {columns}, {rows}, {inner}, {cn}, {bn}, {bk}, {ak}, {kept}, {block(columns)});"]
     if ak == bk == 1:
-        if rows >= columns:
+        if rows <= columns:
             return [f"dot_{name}({to}, {rows}, {columns}, {inner}, {cm}, {cn}, {am}, {bn}, {kept}, {block(rows)});"]
         return [f"dot_{name}({back}, {columns}, {rows}, {inner}, {cn}, {cm}, {bn}, {am}, {kept}, {block(columns)});"]
     return [f"plain_{name}({to}, {rows}, {columns}, {inner}, {cm}, {cn}, {am}, {ak}, {bk}, {bn}, {kept});"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weft.compiled import product
 from weft.compiled.loops import Value, loops, pointer
-from weft.compiled.operations import SUFFIXES, Uncompiled
+from weft.compiled.operations import SUFFIXES, Uncompiled, number
 
 _IN_ORDER = ""  # no pragma: turns of the loop may meet
-_SUM = "#pragma omp simd reduction(+ : sum)"
+_SUM = "#pragma omp simd reduction(+ : all)"
 
 
 def _mm(out: Value, self: Value, mat2: Value) -> list[str]:
@@ -35,21 +36,41 @@ def _bmm(out: Value, self: Value, mat2: Value) -> list[str]:
 
 
 def _sum(out: Value, self: Value, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
-    return _summed(out, self, dim, "x", "sum")
+    return _reduced(out, self, dim, "all += x;")
 
 
 def _mean(out: Value, self: Value, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
-    return _summed(out, self, dim, "x", f"sum / {self.like.numel() // out.like.numel()}")
+    return _reduced(out, self, dim, "all += x;", end=f"all / {self.like.numel() // out.like.numel()}")
 
 
 def _norm(out: Value, self: Value, ord: float, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
     if ord != 2:
         raise Uncompiled(f"norms of order {ord}")
-    return _summed(out, self, dim, "x * x", f"sqrt{SUFFIXES[out.like.dtype]}(sum)")
+    return _reduced(out, self, dim, "all += x * x;", end=f"sqrt{SUFFIXES[out.like.dtype]}(all)")
 
 
-def _summed(out: Value, self: Value, dim: Sequence[int] | None, number: str, end: str) -> list[str]:
-    """Over some axes the sum of what becomes of a number `x`, and then what becomes of the `sum`."""
+def _any(out: Value, self: Value, dim: Any = None, **_: Any) -> list[str]:
+    return _reduced(out, self, [dim] if isinstance(dim, int) else dim, "all = all || x;")
+
+
+def _all(out: Value, self: Value, dim: Any = None, **_: Any) -> list[str]:
+    return _reduced(out, self, [dim] if isinstance(dim, int) else dim, "all = all && x;", start="true")
+
+
+def _largest(out: Value, self: Value, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
+    return _reduced(out, self, dim, "all = x > all || x != x ? x : all;", start="-INFINITY")
+
+
+def _smallest(out: Value, self: Value, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
+    return _reduced(out, self, dim, "all = x < all || x != x ? x : all;", start="INFINITY")
+
+
+def _reduced(
+    out: Value, self: Value, dim: Sequence[int] | None, turn: str, start: str = "0", end: str = "all"
+) -> list[str]:
+    """What becomes of `all` by a `turn` for every number `x` along some axes."""
+    if "INFINITY" in start and out.like.dtype not in SUFFIXES:
+        raise Uncompiled("the largest of whole numbers")
     shape, source = self.like.shape, self.like.stride()
     over = sorted({d % len(shape) for d in dim} if dim else range(len(shape)))
     kept = [d for d in range(len(shape)) if d not in over]
@@ -58,46 +79,93 @@ def _summed(out: Value, self: Value, dim: Sequence[int] | None, number: str, end
     names = [f"{out.type} *restrict to = {pointer(out)};", f"const {self.type} *from = {pointer(self)};"]
     many, step = [shape[d] for d in kept], [source[d] for d in kept]
     inner, along = [shape[d] for d in over], [[source[d] for d in over]]
-    if end == "sum" and min(step, default=0) == 1 < max(many):  # numbers beside each other go to different sums
+    x = "const bool" if out.like.dtype == torch.bool else f"const {out.type}"
+    if end == "all" and min(step, default=0) == 1 < max(many):  # numbers beside each other go to different results
 
         def row(k: str) -> list[str]:
-            add = loops(many, [apart, step], lambda t, f: [f"const {out.type} x = line[{f}];", f"to[{t}] += {number};"])
+            add = loops(many, [apart, step], lambda t, f: [f"{x} x = line[{f}];", turn.replace("all", f"to[{t}]")])
             return [f"const {self.type} *line = from + ({k});", *add]
 
-        return [*names, *loops(many, [apart], lambda t: [f"to[{t}] = 0;"]), *loops(inner, along, row, _IN_ORDER)]
+        return [*names, *loops(many, [apart], lambda t: [f"to[{t}] = {start};"]), *loops(inner, along, row, _IN_ORDER)]
 
     def total(t: str, f: str) -> list[str]:
-        add = loops(inner, along, lambda k: [f"const {out.type} x = line[{k}];", f"sum += {number};"], _SUM)
-        return [f"const {self.type} *line = from + ({f});", f"{out.type} sum = 0;", *add, f"to[{t}] = {end};"]
+        pragma = _SUM if turn.startswith("all +=") else _IN_ORDER
+        add = loops(inner, along, lambda k: [f"{x} x = line[{k}];", turn], pragma)
+        return [f"const {self.type} *line = from + ({f});", f"{out.type} all = {start};", *add, f"to[{t}] = {end};"]
 
     return [*names, *loops(many, [apart, step], total, _IN_ORDER)]
 
 
+def _first(out: Value, self: Value, dim: int | None, sign: str) -> list[str]:
+    """Where the largest or smallest number stands; what is none counts as that."""
+    like = self.like if dim is not None else self.like.reshape(-1)
+    dim, inner = (dim or 0) % like.ndim, self.viewed(like)
+    others = [d for d in range(like.ndim) if d != dim]
+    strides = [s for d, s in enumerate(out.like.stride()) if d != dim or out.like.ndim < like.ndim]
+    layouts = [strides, [like.stride(d) for d in others]]
+
+    def body(t: str, f: str) -> list[str]:
+        at = f"line[k * {like.stride(dim)}]"
+        return [
+            f"const {self.type} *line = from + ({f});",
+            "long best = 0;",
+            f"{self.type} found = line[0];",
+            f"for (long k = 1; k < {like.shape[dim]}; k++)",
+            f"if (found == found && ({at} {sign} found || {at} != {at})) {{ found = {at}; best = k; }}",
+            f"to[{t}] = best;",
+        ]
+
+    names = [f"{out.type} *restrict to = {pointer(out)};", f"const {self.type} *from = {pointer(inner)};"]
+    return [*names, *loops([like.shape[d] for d in others], layouts, body, _IN_ORDER)]
+
+
+def _argmax(out: Value, self: Value, dim: int | None = None, keepdim: bool = False) -> list[str]:
+    return _first(out, self, dim, ">")
+
+
+def _argmin(out: Value, self: Value, dim: int | None = None, keepdim: bool = False) -> list[str]:
+    return _first(out, self, dim, "<")
+
+
+def _cumsum(out: Value, self: Value, dim: int, dtype: Any = None) -> list[str]:
+    return _along(out, [self], dim, ["TYPE all = 0;", "{ all += a[k]; to[k] = all; }"])
+
+
+def _padded(out: Value, self: Value, pad: Sequence[int], value: float = 0) -> list[str]:
+    where = out.like
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        d = out.like.ndim - 1 - i
+        if before < 0 or after < 0:
+            raise Uncompiled("padding that cuts off")
+        where = where.narrow(d, before, self.like.shape[d])
+    return _put(out, self, where, number(value, out.like.dtype))
+
+
 def _softmax(out: Value, self: Value, dim: int, half_to_float: bool) -> list[str]:
-    return _along(out, [self], dim, [*_EXPONENTIALS, "to[k] = expNUMBER(a[k] - most) / sum;"])
+    return _along(out, [self], dim, [*_EXPONENTIALS, "to[k] = expNUMBER(a[k] - most) / all;"])
 
 
 def _log_softmax(out: Value, self: Value, dim: int, half_to_float: bool) -> list[str]:
     return _along(
-        out, [self], dim, [*_EXPONENTIALS, "const TYPE less = most + logNUMBER(sum);", "to[k] = a[k] - less;"]
+        out, [self], dim, [*_EXPONENTIALS, "const TYPE less = most + logNUMBER(all);", "to[k] = a[k] - less;"]
     )
 
 
 _EXPONENTIALS = [
-    "TYPE most = -INFINITY, sum = 0;",
+    "TYPE most = -INFINITY, all = 0;",
     "most = a[k] > most ? a[k] : most;",
-    "sum += expNUMBER(a[k] - most);",
+    "all += expNUMBER(a[k] - most);",
 ]
 
 
 def _softmax_back(out: Value, grad_output: Value, output: Value, dim: int, input_dtype: Any) -> list[str]:
     return _along(
-        out, [grad_output, output], dim, ["TYPE sum = 0;", "sum += a[k] * b[k];", "to[k] = b[k] * (a[k] - sum);"]
+        out, [grad_output, output], dim, ["TYPE all = 0;", "all += a[k] * b[k];", "to[k] = b[k] * (a[k] - all);"]
     )
 
 
 def _log_softmax_back(out: Value, grad_output: Value, output: Value, dim: int, input_dtype: Any) -> list[str]:
-    lines = ["TYPE sum = 0;", "sum += a[k];", "to[k] = a[k] - expNUMBER(b[k]) * sum;"]
+    lines = ["TYPE all = 0;", "all += a[k];", "to[k] = a[k] - expNUMBER(b[k]) * all;"]
     return _along(out, [grad_output, output], dim, lines)
 
 
@@ -119,9 +187,7 @@ def _along(out: Value, values: Sequence[Value], dim: int, lines: Sequence[str]) 
             for name, operand in zip(("to", "a", "b"), operands, strict=False):
                 text = text.replace(f"{name}[k]", f"{name}[k * {operand.stride(dim)}]")
             if "[k" in line:
-                pragma = (
-                    _SUM if line.startswith("sum +=") else _MOST if line.startswith("most =") else "#pragma omp simd"
-                )
+                pragma = next(p for start, p in _PRAGMAS.items() if line.startswith(start))
                 found += [pragma, f"for (long k = 0; k < {like.shape[dim]}; k++) {text}"]
             else:
                 found.append(text)
@@ -133,7 +199,8 @@ def _along(out: Value, values: Sequence[Value], dim: int, lines: Sequence[str]) 
     ]
 
 
-_MOST = "#pragma omp simd reduction(max : most)"
+_PRAGMAS = {"all +=": _SUM, "most =": "#pragma omp simd reduction(max : most)", "{": _IN_ORDER, "": "#pragma omp simd"}
+"""How a statement begins -> what stands before its loop."""
 
 
 def _index_select(out: Value, self: Value, dim: int, index: Value) -> list[str]:
@@ -207,9 +274,9 @@ def _slice_back(
     return _put(out, grad_output, out.like[(slice(None),) * (dim % out.like.ndim) + (index,)])
 
 
-def _put(out: Value, part: Value, where: Tensor) -> list[str]:
-    """Zeros, and a part where it belongs."""
-    zeros = loops(out.like.shape, [out.like.stride()], lambda t: [f"to[{t}] = 0;"])
+def _put(out: Value, part: Value, where: Tensor, around: str = "0") -> list[str]:
+    """A part where it belongs, and one number around it."""
+    zeros = loops(out.like.shape, [out.like.stride()], lambda t: [f"to[{t}] = {around};"])
     return [f"{out.type} *restrict to = {pointer(out)};", *zeros, "{", *copied(out.viewed(where), part), "}"]
 
 
@@ -245,6 +312,14 @@ WHOLE: dict[str, Callable[..., list[str]]] = {
     "sum": _sum,
     "mean": _mean,
     "linalg_vector_norm": _norm,
+    "any": _any,
+    "all": _all,
+    "amax": _largest,
+    "amin": _smallest,
+    "argmax": _argmax,
+    "argmin": _argmin,
+    "cumsum": _cumsum,
+    "constant_pad_nd": _padded,
     "_softmax": _softmax,
     "_log_softmax": _log_softmax,
     "_softmax_backward_data": _softmax_back,

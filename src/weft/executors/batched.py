@@ -20,6 +20,7 @@ from weft.core.parallel import side_by_side
 from weft.core.task import Data, Examples, Reply, Task, Turn
 from weft.core.tree import taken
 from weft.core.turn import Mine, take_turn
+from weft.executors.machine import in_machine_code
 from weft.executors.plan import COMPILE
 from weft.local.stack import repeated, stacked_rows
 
@@ -52,7 +53,11 @@ class Batched:
     def _as_fits(self, together: Callable[[Tensor], Any], apart: bool, compiled: bool, here: Tensor) -> list[Any]:
         """The answers of these members, in one part, or in several if memory runs out."""
         try:
-            with repeated(self.rounds, 1 if apart else self.workers, compiled, self._compiles):
+            workers = 1 if apart else self.workers
+            if compiled and (reply := together(here, workers=workers)) is not None:
+                self.compiled = self._lately = True
+                return [reply]
+            with repeated(self.rounds, workers):
                 return [together(here)]
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(here) == 1:
@@ -62,9 +67,6 @@ class Batched:
                 f"out of memory with {len(here)} clients at once: going on with {half} ({error})", stacklevel=2
             )
         return [part for piece in torch.split(here, half) for part in self._as_fits(together, apart, compiled, piece)]
-
-    def _compiles(self) -> None:
-        self.compiled = self._lately = True
 
     def computed(self, turn: Turn) -> int:
         """How many examples were computed in these turns, the last ones, padding included."""
@@ -106,12 +108,23 @@ def _in_order(parts: list[Reply[Any, Mine]], places: Tensor, workers: int) -> Re
 
 
 def _together(
-    method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any, here: Tensor
-) -> Reply[Any, Mine]:
+    method: Method,
+    net: Net,
+    down: Any,
+    mine: Mine,
+    examples: Examples,
+    turn: Turn,
+    public: Any,
+    here: Tensor,
+    workers: int = 0,
+) -> Reply[Any, Mine] | None:
     mine, turn = taken((mine, turn), here)
     turn = turn._replace(steps={k: _trimmed(s) for k, s in turn.steps.items()})
     if method.private_send:
         down = taken(down, here)
+
+    if workers:
+        return in_machine_code(method, net, down, mine, examples, turn, public, workers)
 
     def one(down: Any, mine: Mine, turn: Turn) -> Reply[Any, Mine]:
         return take_turn(method, net, Task(down, mine, Data(examples, turn), public))

@@ -7,7 +7,7 @@ gradient where there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,19 +76,25 @@ def _plain(module: GraphModule) -> Fold:
     return fold(module.forward)
 
 
-def shortened(function: Flat, inputs: Sequence[Tensor], carry: int) -> GraphModule:
-    """The graph that `traced` runs."""
+def shortened(
+    function: Flat, inputs: Sequence[Tensor], carry: int, ways: Mapping[Any, Any] | None = None
+) -> GraphModule:
+    """The graph that `traced` runs; without a carry, nothing is overwritten, and results may be what came in.
+
+    `ways`: what operations are traced to, in place of what suits torch on the device.
+    """
     on_cpu = inputs[0].device.type == "cpu"
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # make_fx would make one for each node
-        module = make_fx(function, _ON_CPU if on_cpu else grouped.WAYS)(*inputs)
+        module = make_fx(function, ways or (_ON_CPU if on_cpu else grouped.WAYS))(*inputs)
     graph = module.graph
     _simplify(module)
-    if on_cpu:
+    if on_cpu and not ways:
         images.pool_first(graph)
         products.few_rows(graph)
         _simplify(module)
-    _own_results(graph, carry)
-    _update_in_place(graph, carry)
+    if carry:
+        _own_results(graph, carry)
+        _update_in_place(graph, carry)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
     reuse(graph)
     graph.lint()

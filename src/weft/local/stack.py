@@ -1,8 +1,4 @@
-"""The step loop of stacked clients: outside the functorch layers, several slices of the stack side by side.
-
-Where it pays, and the network is small enough for a core's cache, a slice is a program in machine code that makes the
-steps of one client after the other; else the steps of all its clients are made together.
-"""
+"""The step loop of stacked clients: outside the functorch layers, several slices of the stack side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +16,6 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from weft.compiled import Program, Uncompiled, written
 from weft.core.parallel import side_by_side
 from weft.core.stream import fold
 from weft.core.task import Batch, Examples
@@ -82,16 +77,14 @@ class Stack:
         self.full = bool((live.all(2) == self.real).all())
         self.ends = (self.real * np.arange(1, self.real.shape[1] + 1)).max(1, initial=0)
         self.last = int(self.ends.max(initial=0))
-        self.planned = planned = _PLANNED.get()
+        planned = _PLANNED.get()
         self.worth, self.workers = self.last * planned.rounds >= WORTH, planned.workers
-        self.turns, self.rows = rows, rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
+        self.rows = rows.transpose(0, 1).contiguous()  # [steps, clients, batch]
         self.numbers = torch.arange(self.last, device=rows.device)
-        self.tables, self.opened = _opened(examples)
+        self.tables, self.opened = opened(examples)
 
     def folded(self) -> list[Tensor]:
         """The carries after the last batch of each."""
-        if program := self._program():
-            return self._run(program)
         slices = np.array_split(np.arange(len(self.ends)), min(self.workers, max(1, len(self.ends))))
         with torch.enable_grad():  # as in other threads; oneDNN's recurrent layers keep only then what they need
             parts = side_by_side(self._slice, slices, self.workers)
@@ -103,39 +96,6 @@ class Stack:
                 if (there := to[members[0] : members[-1] + 1]).data_ptr() != x.data_ptr():  # not changed in place
                     there.copy_(x)
         return whole
-
-    def _program(self) -> Program | None:
-        """The steps of one client in machine code, if that is planned and can be had."""
-        small = self.width and sum(x[0].numel() * x.itemsize for x in self.state[: self.width]) <= SMALL
-        if not self.planned.compiled or not small or self.step.until or self.key.device.type != "cpu" or not self.last:
-            return None
-        state = [s if d is None else s[0] for s, d in zip(self.state, self.dims, strict=True)]
-        sample = [*state, *self.tables, self.key[0], self.turns[0, 0], self.numbers[0]]
-        stacked = (*(d is not None for d in self.dims), *(False for _ in self.tables), True)
-        shapes = tuple((x.shape, x.stride(), x.dtype) for x in sample)
-        found = (self.step.identity, self.step.spec, self.opened, self.full, stacked, shapes)
-        with _TRACING:
-            if found not in _PROGRAMS:
-                try:
-                    flat = graph.shortened(self._stacked(_Way(None, True, self.full)), sample, self.width)
-                    _PROGRAMS[found] = written(flat, sample, stacked, self.width)
-                except Uncompiled:
-                    _PROGRAMS[found] = None
-                _forget(_PROGRAMS)
-            return _PROGRAMS[found]
-
-    def _run(self, program: Program) -> list[Tensor]:
-        """The carries after the steps that a program makes: of a few clients at a time, so that no core waits long."""
-        self.planned.compiles()
-        pieces = np.array_split(np.arange(len(self.ends)), min(4 * self.workers, len(self.ends)))
-
-        def run(members: Places) -> None:
-            here = slice(int(members[0]), int(members[-1]) + 1)
-            state = [s if d is None else s[here] for s, d in zip(self.state, self.dims, strict=True)]
-            program([*state, *self.tables, self.key[here]], self.turns[here], self.real[here])
-
-        side_by_side(run, pieces, self.workers)
-        return self.state[: self.width]
 
     def _slice(self, members: Places) -> list[Tensor]:
         """The carries of neighbours in the stack after the last batch of each."""
@@ -170,7 +130,7 @@ class Stack:
             inputs = [*state[width:], *self.tables, key[0] if alone else key]
             batches = rows[:, 0] if alone else rows
             if kind not in folds:
-                way = _Way(None if alone else dims, kind[1], self.full and kind[1])
+                way = Way(None if alone else dims, kind[1], self.full and kind[1])
                 folds[kind] = self._fold(way, [*state[:width], *inputs, batches[t], self.numbers[t]])
             state[:width] = folds[kind](state[:width], inputs, batches, self.numbers, t, t + same)
             if alone:
@@ -181,23 +141,10 @@ class Stack:
         _put(ended, members - first, state, np.flatnonzero(ends[members] >= last))
         return ended
 
-    def _stacked(self, way: _Way) -> Callable[..., Sequence[Tensor]]:
-        """(carry, given, tables, keys, a batch of each, its number) -> the new carry, in this way."""
-
-        def stacked(*inputs: Tensor) -> Sequence[Tensor]:
-            *flat, key, rows, number = inputs
-            flat, tables = flat[: -len(self.tables)], flat[-len(self.tables) :]
-            batch = batch_of(self.opened(tables), rows, key, number, way.full)
-            one: Callable[..., list[Tensor]] = partial(self.step, whole=way.whole)
-            if way.dims is not None:
-                one = vmap(one, in_dims=(list(way.dims), Batch(*(0,) * 5)))  # type: ignore[arg-type]
-            return one(flat, batch)
-
-        return stacked
-
-    def _fold(self, way: _Way, sample: list[Tensor]) -> Fold:
+    def _fold(self, way: Way, sample: list[Tensor]) -> Fold:
         """The steps of a slice; if it is worth it, each as a flat graph of tensor operations."""
-        stacked = self._stacked(way)
+
+        stacked = stepping(self.step, self.opened, way)
         if not self.worth:
             return graph.fold(stacked)
         shapes = tuple((x.shape, x.dtype, x.device) for x in sample)
@@ -208,16 +155,32 @@ class Stack:
                 stacked(*sample)  # once outside the trace, so that a network holds what it needs in this thread
                 known = _TRACES.get(found) or graph.traced(stacked, sample, self.width)
                 _TRACES[found] = known
-                _forget(_TRACES)
+                while len(_TRACES) > _MOST_TRACES:
+                    del _TRACES[next(iter(_TRACES))]
         return known
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """How a step is run."""
 
     dims: tuple[int | None, ...] | None  # what is stacked; None: one client alone, nothing is
     whole: bool  # every client has a batch
     full: bool  # and no batch has padding, so that nothing need be masked
+
+
+def stepping(step: Step, opened: Opened, way: Way) -> Callable[..., Sequence[Tensor]]:
+    """(*carry, *given, *tables, keys, a batch of each, its number) -> the new carry."""
+
+    def stacked(*inputs: Tensor) -> Sequence[Tensor]:
+        *flat, key, rows, number = inputs
+        flat, tables = flat[: -len(opened.names)], flat[-len(opened.names) :]
+        batch = batch_of(opened(tables), rows, key, number, way.full)
+        one: Callable[..., list[Tensor]] = partial(step, whole=way.whole)
+        if way.dims is not None:
+            one = vmap(one, in_dims=(list(way.dims), Batch(*(0,) * 5)))  # type: ignore[arg-type]
+        return one(flat, batch)
+
+    return stacked
 
 
 def _put(ended: list[Tensor], members: Places, state: list[Tensor], over: Places) -> None:
@@ -255,13 +218,13 @@ def batch_of(examples: Examples, rows: Tensor, key: Tensor, t: int | Tensor, ful
     return Batch(examples.look(rows), examples.label(rows), live, fold(key, number), number)
 
 
-def _opened(examples: Examples) -> tuple[list[Tensor], _Closed]:
+def opened(examples: Examples) -> tuple[list[Tensor], Opened]:
     """(the tensors of the examples, what makes examples of such tensors)."""
     names = [n for n in ("x", "y", "shift", "scale") if getattr(examples, n) is not None]
-    return [getattr(examples, n) for n in names], _Closed(tuple(names), examples.dtype)
+    return [getattr(examples, n) for n in names], Opened(tuple(names), examples.dtype)
 
 
-class _Closed(NamedTuple):
+class Opened(NamedTuple):
     """Makes examples of their tensors; equal for all examples of a kind."""
 
     names: tuple[str, ...]
@@ -273,24 +236,14 @@ class _Closed(NamedTuple):
 
 WORTH = 100
 """A trace costs about as much time as so many untraced steps."""
-SMALL = 2**20
-"""Bytes of a client's carry up to which it stays in a core's cache through all its steps."""
 _MOST_TRACES = 64
 _TRACES: dict[Any, Fold] = {}
-_PROGRAMS: dict[Any, Program | None] = {}
 _TRACING = threading.Lock()
-
-
-def _forget(known: dict[Any, Any]) -> None:
-    while len(known) > _MOST_TRACES:
-        del known[next(iter(known))]
 
 
 class _Planned(NamedTuple):
     rounds: int = 1
     workers: int = 1
-    compiled: bool = False
-    compiles: Callable[[], None] = lambda: None
 
 
 _ONCE = _Planned()
@@ -298,16 +251,13 @@ _PLANNED: ContextVar[_Planned] = ContextVar("planned", default=_ONCE)
 
 
 @contextmanager
-def repeated(
-    rounds: int, workers: int = 1, compiled: bool = False, compiles: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def repeated(rounds: int, workers: int = 1) -> Iterator[None]:
     """Inside, each loop over steps is expected to run once in every one of so many rounds, on so many cores.
 
-    With `compiled`, the steps are to be machine code, if that can be had; `compiles` is called when they are. Whether a
-    step is traced or compiled follows from these and from the steps of a round, never from what ran before or from the
-    clock: it rounds differently then, and a resumed run must have the bits of one that was never stopped.
+    Whether a step is traced follows from that and from the steps of a round, never from what ran before or from the
+    clock: a traced step rounds differently, and a resumed run must have the bits of one that was never stopped.
     """
-    token = _PLANNED.set(_Planned(rounds, workers, compiled, compiles))
+    token = _PLANNED.set(_Planned(rounds, workers))
     try:
         yield
     finally:

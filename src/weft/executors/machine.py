@@ -1,0 +1,135 @@
+"""The turns of a cohort in machine code: one client after the other on every core.
+
+A turn is traced once, for one client, to a graph in which an operation stands for each loop over steps; the graph and
+those of the steps become one program (see `weft.compiled`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from weft.compiled import WAYS, Program, Uncompiled, written
+from weft.core.lift import taken_apart
+from weft.core.method import Method
+from weft.core.net import Net
+from weft.core.parallel import side_by_side
+from weft.core.task import Data, Examples, Reply, Task, Turn
+from weft.core.turn import Mine, take_turn
+from weft.local.graph import shortened
+from weft.local.scan import Loop, noting
+from weft.local.stack import Way, opened, stepping
+
+CACHE = 2**20
+"""Bytes that a client may carry through its steps: they have to stay in a core's own cache."""
+
+
+def in_machine_code(
+    method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any, workers: int
+) -> Reply[Any, Mine] | None:
+    """The answers of the members of a cohort, by so many threads; None if their turns cannot be had in machine code."""
+    full = all(bool(((s >= 0).all(2) == (s >= 0).any(2)).all()) for s in turn.steps.values())
+    turn = turn._replace(rows=_rounded(turn.rows), steps={k: _rounded(s) for k, s in turn.steps.items()})
+    tables, closed = opened(examples)
+    apart = tree_flatten((down, mine, turn) if method.private_send else (mine, turn))[0]
+    parts = (tables, public or (), down, mine, turn)  # those that each client has its own of come last
+    inputs, spec = tree_flatten(parts)
+    stacked = tuple(i >= len(inputs) - len(apart) for i in range(len(inputs)))
+    inputs = [x.contiguous() for x in inputs]
+
+    def one(*leaves: Tensor) -> tuple[list[Tensor], TreeSpec]:
+        tables, public, down, mine, turn = tree_unflatten(leaves, spec)
+        return tree_flatten(take_turn(method, net, Task(down, mine, Data(closed(tables), turn), public or None)))
+
+    sample = [x[0] if s else x.detach() for x, s in zip(inputs, stacked, strict=True)]  # no tensor twice
+    kind = _Kind(stacked, full, len(tables))
+    make, leaves = taken_apart((method.work, {name: channel.encode for name, channel in method.up.items()}, net))
+    shapes = tuple((x.shape, x.dtype) for x in sample)
+    known = _known((make, tuple((type(x), x) for x in leaves), spec, closed, shapes, kind), one, sample, kind)
+    if known is None:
+        return None
+    results = known.program.results(clients := len(turn.key))
+
+    def run(members: np.ndarray[Any, Any]) -> None:
+        known.program(inputs, results, int(members[0]), len(members))
+
+    pieces = np.array_split(np.arange(clients), min(4 * workers, clients))  # small, so that no core waits for long
+    side_by_side(run, pieces, workers)
+    reply: Reply[Any, Mine] = tree_unflatten(results, known.spec)
+    return reply
+
+
+class _Kind(NamedTuple):
+    stacked: tuple[bool, ...]  # of which inputs each client has its own
+    full: bool  # no batch has padding
+    tables: int  # how many inputs are the tables of the examples; they come first
+
+
+class _Known(NamedTuple):
+    program: Program
+    spec: TreeSpec  # of what a turn answers
+
+
+_PROGRAMS: dict[Any, _Known | None] = {}
+_MOST = 64
+_COMPILING = threading.Lock()
+
+
+def _known(
+    key: Any, one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Tensor], kind: _Kind
+) -> _Known | None:
+    """The program of a turn; None if there is no C for it, or no compiler."""
+    try:
+        hash(key)
+    except TypeError:  # a method that holds what cannot be compared
+        return None
+    with _COMPILING:
+        if key not in _PROGRAMS:
+            try:
+                _PROGRAMS[key] = _made(one, sample, kind)
+            except Uncompiled:
+                _PROGRAMS[key] = None
+            while len(_PROGRAMS) > _MOST:
+                del _PROGRAMS[next(iter(_PROGRAMS))]
+        return _PROGRAMS[key]
+
+
+def _made(one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Tensor], kind: _Kind) -> _Known:
+    with noting():
+        spec = one(*sample)[1]  # outside the trace, so that a network holds what it needs in this thread
+    with noting() as loops:
+        turn = shortened(lambda *inputs: one(*inputs)[0], sample, 0, WAYS)
+    steps = [_step(loop, sample[: kind.tables], kind.full) for loop in loops]
+    return _Known(written(turn, steps, sample, kind.stacked), spec)
+
+
+def _step(loop: Loop, tables: Sequence[Tensor], full: bool) -> tuple[GraphModule, GraphModule | None]:
+    """(a step of one client, whether no further one can change anything) as graphs."""
+    flat = [torch.ones(shape, dtype=dtype) for shape, dtype in loop.like]  # by which one may divide
+    width = loop.step.width
+    if sum(x.nbytes for x in flat[:width]) > CACHE:
+        raise Uncompiled("what a client carries does not stay in a core's cache")
+    key, number, *rows = torch.zeros(2 + loop.batch, dtype=torch.int64)
+    batch = torch.stack(rows)
+    step = stepping(loop.step, loop.opened, Way(None, True, full))
+    step(*flat, *tables, key, batch, number)
+    graph = shortened(step, [*flat, *tables, key, batch, number], width, WAYS)
+    ended = shortened(lambda *flat: [loop.step.ended(list(flat))], flat, 0, WAYS) if loop.step.until else None
+    return graph, ended
+
+
+def _rounded(rows: Tensor) -> Tensor:
+    """Padded so that the second axis has one of few lengths; there is a program for each."""
+    length = 1 << max(0, rows.shape[1] - 1).bit_length()
+    if length == rows.shape[1]:
+        return rows
+    whole = rows.new_full((len(rows), length, *rows.shape[2:]), -1)
+    whole[:, : rows.shape[1]] = rows
+    return whole
