@@ -38,11 +38,15 @@ class Value(NamedTuple):
         """Whether both are the same numbers in the same order."""
         a, b = self.like, other.like
         where = (a.shape, a.stride(), a.storage_offset(), a.dtype) == (b.shape, b.stride(), b.storage_offset(), b.dtype)
-        return self.place is other.place and where
+        return self.place is other.place and self.shift == other.shift and where
 
     def viewed(self, like: Tensor) -> Value:
         """The same memory under another shape."""
         return self._replace(like=like)
+
+    def spread(self, to: Value) -> Value:
+        """Repeated to the shape of another value."""
+        return self.viewed(self.like.expand(to.like.shape))
 
     def rows(self, many: int, start: str) -> Value:
         """So many of the first axis, from a C expression on; all if it has none to tell apart."""
@@ -55,6 +59,11 @@ def pointer(value: Value) -> str:
     base = value.place.base or f"(own + {value.place.start})"
     start = "".join(f" + {x}" for x in (value.like.storage_offset(), value.shift) if x)
     return f"({value.type} *){base}{start}"
+
+
+def block(lines: Sequence[str]) -> list[str]:
+    """Lines whose names are their own."""
+    return ["{", *lines, "}"]
 
 
 def loops(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from weft.core.task import Data, Examples, Reply, Task, Turn
 from weft.core.tree import taken
 from weft.core.turn import Mine, take_turn
 from weft.executors.machine import in_machine_code
+from weft.executors.meeting import Request
 from weft.executors.plan import COMPILE
 from weft.local.stack import repeated, stacked_rows
 
@@ -32,9 +32,9 @@ class Batched:
     chunk: int = 256  # most clients in one program; halved for good when memory runs out
     workers: int = 1  # cores: with fewer clients in a program each works at programs of its own, else at its slices
     rounds: int = 1  # how many rounds are planned, so that what pays only in long runs is left out of short ones
-    compile: str = "auto"  # steps of small networks in machine code: always, never, or if the rounds repay the compiler
-    compiled: bool = False  # whether steps of a cohort so far were
-    _lately: bool = False  # whether steps of the last cohort were
+    compile: str = "auto"  # turns of small networks in machine code: always, never, or if the rounds repay the compiler
+    compiled: bool = False  # whether turns of a cohort so far were
+    _lately: bool = False  # whether those of the last cohort were
 
     def __call__(
         self, method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any
@@ -42,23 +42,24 @@ class Batched:
         """Run the turns of a cohort; clients with like numbers of steps share a chunk, so that little is padding."""
         keep_freed_memory()
         self._lately = False
-        chunks, apart = self._chunks(turn), self._apart
-        together = partial(_together, method, net, down, mine, examples, turn, public)
+        asked = Request(method, net, down, mine, examples, turn, public)
         steps = self.rounds * sum(int((s >= 0).any(2).sum()) for s in turn.steps.values())
-        compiled = self.compile == "always" or (self.compile == "auto" and steps >= COMPILE)
-        run = partial(self._as_fits, together, apart, compiled)
-        parts = [part for some in side_by_side(run, chunks, self.workers if apart else 1) for part in some]
+        compiled = self.compile == "always" or (self.compile == "auto" and self.chunk > 1 and steps >= COMPILE)
+        chunks, workers = self._chunks(turn), self.workers if self._apart else 1
+        run = partial(self._as_fits, asked, compiled and turn.key.device.type == "cpu")
+        parts = [part for some in side_by_side(run, chunks, workers) for part in some]
         return _in_order(parts, torch.cat(chunks), self.workers)
 
-    def _as_fits(self, together: Callable[[Tensor], Any], apart: bool, compiled: bool, here: Tensor) -> list[Any]:
+    def _as_fits(self, asked: Request, compiled: bool, here: Tensor) -> list[Reply[Any, Mine]]:
         """The answers of these members, in one part, or in several if memory runs out."""
+        workers = 1 if self._apart else self.workers
         try:
-            workers = 1 if apart else self.workers
-            if compiled and (reply := together(here, workers=workers)) is not None:
+            part = _part(asked, here)
+            if compiled and (reply := in_machine_code(part, workers)):
                 self.compiled = self._lately = True
                 return [reply]
             with repeated(self.rounds, workers):
-                return [together(here)]
+                return [_together(*part)]
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(here) == 1:
                 raise
@@ -66,7 +67,7 @@ class Batched:
             warnings.warn(
                 f"out of memory with {len(here)} clients at once: going on with {half} ({error})", stacklevel=2
             )
-        return [part for piece in torch.split(here, half) for part in self._as_fits(together, apart, compiled, piece)]
+        return [reply for piece in torch.split(here, half) for reply in self._as_fits(asked, compiled, piece)]
 
     def computed(self, turn: Turn) -> int:
         """How many examples were computed in these turns, the last ones, padding included."""
@@ -107,25 +108,17 @@ def _in_order(parts: list[Reply[Any, Mine]], places: Tensor, workers: int) -> Re
     return whole
 
 
-def _together(
-    method: Method,
-    net: Net,
-    down: Any,
-    mine: Mine,
-    examples: Examples,
-    turn: Turn,
-    public: Any,
-    here: Tensor,
-    workers: int = 0,
-) -> Reply[Any, Mine] | None:
-    mine, turn = taken((mine, turn), here)
+def _part(asked: Request, here: Tensor) -> Request:
+    """What is asked of these members of a cohort."""
+    mine, turn = taken((asked.mine, asked.turn), here)
     turn = turn._replace(steps={k: _trimmed(s) for k, s in turn.steps.items()})
-    if method.private_send:
-        down = taken(down, here)
+    down = taken(asked.down, here) if asked.method.private_send else asked.down
+    return asked._replace(down=down, mine=mine, turn=turn)
 
-    if workers:
-        return in_machine_code(method, net, down, mine, examples, turn, public, workers)
 
+def _together(
+    method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any
+) -> Reply[Any, Mine]:
     def one(down: Any, mine: Mine, turn: Turn) -> Reply[Any, Mine]:
         return take_turn(method, net, Task(down, mine, Data(examples, turn), public))
 

@@ -18,11 +18,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from weft.compiled import WAYS, Program, Uncompiled, written
 from weft.core.lift import taken_apart
-from weft.core.method import Method
-from weft.core.net import Net
 from weft.core.parallel import side_by_side
-from weft.core.task import Data, Examples, Reply, Task, Turn
+from weft.core.task import Data, Reply, Task
 from weft.core.turn import Mine, take_turn
+from weft.executors.meeting import Request
 from weft.local.graph import shortened
 from weft.local.scan import Loop, noting
 from weft.local.stack import Way, opened, stepping
@@ -31,10 +30,9 @@ CACHE = 2**20
 """Bytes that a client may carry through its steps: they have to stay in a core's own cache."""
 
 
-def in_machine_code(
-    method: Method, net: Net, down: Any, mine: Mine, examples: Examples, turn: Turn, public: Any, workers: int
-) -> Reply[Any, Mine] | None:
+def in_machine_code(asked: Request, workers: int) -> Reply[Any, Mine] | None:
     """The answers of the members of a cohort, by so many threads; None if their turns cannot be had in machine code."""
+    method, net, down, mine, examples, turn, public = asked
     full = all(bool(((s >= 0).all(2) == (s >= 0).any(2)).all()) for s in turn.steps.values())
     turn = turn._replace(rows=_rounded(turn.rows), steps={k: _rounded(s) for k, s in turn.steps.items()})
     tables, closed = opened(examples)

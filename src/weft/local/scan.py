@@ -195,4 +195,5 @@ def _note(
 ) -> list[Tensor]:
     tables, closed = opened(examples)
     loops.append(Loop(step, closed, [(x.shape, x.dtype) for x in flat], rows.shape[1]))
-    return noted(len(loops) - 1, step.width, rows, key, list(flat), tables)
+    carry: list[Tensor] = noted(len(loops) - 1, step.width, rows, key, list(flat), tables)
+    return carry

@@ -143,7 +143,6 @@ class Stack:
 
     def _fold(self, way: Way, sample: list[Tensor]) -> Fold:
         """The steps of a slice; if it is worth it, each as a flat graph of tensor operations."""
-
         stacked = stepping(self.step, self.opened, way)
         if not self.worth:
             return graph.fold(stacked)
@@ -231,6 +230,7 @@ class Opened(NamedTuple):
     dtype: torch.dtype
 
     def __call__(self, tables: Sequence[Tensor]) -> Examples:
+        """Examples of these tensors."""
         return Examples(**dict(zip(self.names, tables, strict=True)), dtype=self.dtype)
 
 
