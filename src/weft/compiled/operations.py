@@ -176,6 +176,10 @@ def _nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None
     return torch.where(x != x, nan or 0.0, x).clamp(*ends)
 
 
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
 def _std(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
     return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0].sqrt()
 
@@ -187,6 +191,7 @@ WAYS: dict[Any, Any] = {
     **get_decompositions(_APART),
     aten.addmm.default: _sum,
     aten.var_mean.correction: _var_mean,
+    aten.var.correction: _var,
     aten.std.correction: _std,
     aten.nan_to_num.default: _nan_to_num,
 }

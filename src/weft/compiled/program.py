@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from weft.compiled.compiler import compiled, function
 from weft.compiled.loops import Place, Value
 from weft.compiled.product import MOST
+from weft.compiled.toolchain import compiled, function
 from weft.compiled.work import Work, like
 
 

@@ -310,7 +310,7 @@ class Run:
 
     def _compiled(self) -> str:
         """What the plan of the clients in this process could not say beforehand."""
-        return "; steps in machine code" if getattr(self.here.execute, "compiled", False) else ""
+        return "; turns in machine code" if getattr(self.here.execute, "compiled", False) else ""
 
     def result(self) -> Result:
         """What the rounds played so far gave; closes trackers and writes the summary."""

@@ -72,7 +72,7 @@ class RunSettings:
     chunk: int = _set(0, "most clients in one program; 0: planned from the model and the machine")
     workers: int = _set(0, "programs side by side; 0: one for each core, or one on a GPU")
     compile: Literal["auto", "always", "never"] = _set(
-        "auto", "steps of small networks in machine code, if there is a C compiler; auto: if the rounds repay it"
+        "auto", "turns of small networks in machine code, if there is a C compiler; auto: if the rounds repay it"
     )
     actors: int = _set(2, "with executor ray: processes that clients are shared among")
     actor_cpus: float = _set(1.0, "CPUs of an actor; may be a part of one")

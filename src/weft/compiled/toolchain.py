@@ -44,7 +44,7 @@ def compiled(text: str, wide: bool) -> ctypes.CDLL:
     if command is None:
         raise Uncompiled("no C compiler was found")
     with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        source, library = Path(folder, "steps.c"), Path(folder, "steps.so")
+        source, library = Path(folder, "turns.c"), Path(folder, "turns.so")
         source.write_text(text)
         flags = [*FLAGS, *([_WIDE] if wide else [])]
         try:
