@@ -2,8 +2,8 @@
 
 For each workload: the floating-point operations and bytes of a round, counted; what this machine does of either at
 best, measured in the same minute, and how far its cores are in each other's way; where the time of a round goes; and
-how long torch's operations of a round take by themselves, when one core runs them one after the other. Results are JSON
-files in HOME/limits, which page.py shows.
+how long torch's operations and machine code of a round take by themselves, when one core runs them one after the other.
+Results are JSON files in HOME/limits, which page.py shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from peers import weft as ours
 from run import IN_BF16
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from workloads import WORKLOADS, Prepared, Workload, grid, load, prepare
 
+from weft.compiled import Program
 from weft.core.parallel import intra_op, side_by_side
 from weft.core.round import play
 from weft.executors.plan import cores
@@ -45,7 +47,7 @@ def limits(w: Workload, precision: str, folder: Path) -> dict[str, Any]:
     alone = _rounds(p, precision, workers=1)[1]
     with intra_op(1):
         one_core, _ = _timed(alone)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        with _told_apart(), profile(activities=[ProfilerActivity.CPU]) as seen:
             _timed(alone, warm=0)
     told = [(e.key.removeprefix("aten::"), e.self_cpu_time_total / 1e6, e.count) for e in seen.key_averages()]
     found = sorted(((name, s / ROUNDS, n / ROUNDS) for name, s, n in told), key=lambda row: -row[1])
@@ -69,6 +71,22 @@ def limits(w: Workload, precision: str, folder: Path) -> dict[str, Any]:
         "crowding": crowding(),
         "started": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Inside, machine code counts as an operation."""
+    run = Program.__call__
+
+    def told(self: Program, *given: Any) -> None:
+        with record_function("machine code"):
+            run(self, *given)
+
+    Program.__call__ = told  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Program.__call__ = run  # type: ignore[method-assign]
 
 
 def crowding() -> float:

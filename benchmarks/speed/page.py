@@ -118,10 +118,10 @@ def page(
         "What bounds a round was measured apart from the table, each workload in a minute of its own: this machine's",
         "ceilings (a matrix product of 2048 and a copy of 64 MiB, on all cores), the floating-point operations that",
         "are counted and the bytes that have to move at the least (weights twice read and once written in a step, each",
-        "example read once), and the time that torch's operations of a round take one after the other on one core,",
-        "without what is between them; `operations.csv` has them. The machine is quicker in one minute than in",
-        "another; so what a target asks for is told from the table, and how much quicker a round could be from the",
-        "minute of its own.", "",
+        "example read once), and the time that torch's operations and machine code of a round take one after the",
+        "other on one core, without what is between them; `operations.csv` has them. The machine is quicker in one",
+        "minute than in another; so what a target asks for is told from the table, and how much quicker a round could",
+        "be from the minute of its own.", "",
         *_machines(blocks), "",
     ]  # fmt: skip
     for name, w in workloads.items():
@@ -207,7 +207,7 @@ def _bounds(told: Row, here: Sequence[Row]) -> list[str]:
     lines = [
         f"What bounds it: {each} is {told['flops'] / 1e9:.3g} GFLOP and moves {told['bytes'] / 1e6:.3g} MB at the "
         f"least. At {best['flops'] / 1e9:.0f} GFLOP/s and {best['bytes'] / 1e9:.0f} GB/s that takes {_time(most)}; "
-        f"torch's operations by themselves take {_time(alone)} on {CORES} cores that never wait "
+        f"its operations by themselves take {_time(alone)} on {CORES} cores that never wait "
         f"({largest}). In the same minute Weft took {_time(runs * told['seconds'])} on {CORES} cores{crowd}"
         + (f" ({parts})." if parts and runs == 1 else "."),
         "",
@@ -221,7 +221,7 @@ def _bounds(told: Row, here: Sequence[Row]) -> list[str]:
             why += f"The ceilings allow {took / most:.2g} times."
         elif need > took / alone:
             why += (
-                f"Torch's operations by themselves would be {took / alone:.2g} times as quick: it needs other "
+                f"Its operations by themselves would be {took / alone:.2g} times as quick: it needs other "
                 "operations, not less between them."
             )
         else:

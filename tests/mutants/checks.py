@@ -14,7 +14,9 @@ import test_personalised_steps as personalised
 import test_steps as steps
 from reference.model import BnMlp, Mlp
 
+from tests.compiled import test_program
 from tests.data import test_protocol
+from tests.executors import test_machine
 from tests.experiment import test_figures, test_run, test_settings
 from tests.laws import (
     test_batches,
@@ -38,6 +40,7 @@ from weft.core import Method, SettingError
 from weft.core.registry import REGISTRY
 from weft.core.round import NotFinite
 from weft.executors import Batched, loop
+from weft.executors.machine import _PROGRAMS
 
 WRONG = (AssertionError, NotFinite)
 
@@ -103,6 +106,7 @@ def _law(said: str, test: Callable[..., object]) -> Callable[[str], Check]:
 
 central = _law("one client is central training", test_central.test_one_client_is_central_training)
 executors = _law("batched = loop", test_executors.test_batched_is_loop)
+machine = _law("machine code changes nothing", test_executors.test_machine_code_changes_nothing)
 chunks = _law("chunks change nothing", test_executors.test_chunks_change_nothing)
 moves = _law("what is kept moves", test_learning.test_what_is_kept_moves)
 not_off = _law("the default is not off", test_neutral.test_the_default_is_not_off)
@@ -157,6 +161,10 @@ def _plain(said: str, test: Callable[[], object], **more: Any) -> Check:
     return Check(said, test, **more)
 
 
+added = _plain(
+    "all that is added to a weight is added to every row",
+    partial(test_program.test_all_that_is_added_to_a_weight_is_added_to_every_row, 13),
+)
 epochs = _plain("law: every epoch draws every example once", test_batches.test_every_epoch_draws_every_example_once)
 streams = _plain(
     "law: clients and rounds have streams of their own", test_batches.test_clients_and_rounds_have_streams_of_their_own
@@ -179,6 +187,14 @@ split = _plain(
     test_protocol.test_official_tests_together_are_the_official_test,
     fails=(AssertionError, SettingError),
 )
+
+
+def _reused() -> None:
+    _PROGRAMS.clear()
+    test_machine.test_a_program_is_used_again_for_other_data_but_not_for_another_method(_PROGRAMS)
+
+
+reused = _plain("a program is used again for other data but not for another method", _reused)
 
 
 def _unbrought() -> None:

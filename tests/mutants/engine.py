@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tests.mutants import checks
 from tests.mutants.planting import COMMON, Edit, Mutant
+from weft.compiled import chain
+from weft.compiled.work import Work
 from weft.core import net, round
 from weft.core.kept import Kept
 from weft.core.layers import MaskedBatchNorm, StreamDropout
 from weft.data import federate
-from weft.executors import batched
+from weft.executors import batched, machine
 from weft.experiment import checkpoint, cohort, settings, summary
 from weft.local import SGD, batches, descend
 
@@ -71,7 +73,23 @@ ENGINE = [
     ),
     Mutant(
         "dropout depends on the chunk", "FLamby #170, Flower #3328 (results depend on order)", checks.chunks("fedavg"),
-        Edit(batched._together, "turn._replace(steps=", "turn._replace(key=torch.arange(len(here)), steps="),
+        Edit(batched._part, "turn._replace(steps=", "turn._replace(key=torch.arange(len(here)), steps="),
+    ),
+    Mutant(
+        "a value lies where another one is still read", COMMON, checks.machine("fedavg"),
+        Edit(Work.laid, "if p.last >= place.first)", "if p.last > place.first + 1)"),
+    ),
+    Mutant(
+        "machine code makes steps that are padding", COMMON, checks.machine("fednova"),
+        Edit(Work._loop, '"if (!real) continue;"', '""'),
+    ),
+    Mutant(
+        "rows that fill no block are left out of a sum", COMMON, checks.added,
+        Edit(chain.chain, "if left else []", "if not left else []"),
+    ),
+    Mutant(
+        "a program knows a learning rate by its type only", COMMON, checks.reused,
+        Edit(machine.in_machine_code, "tuple((type(x), x) for x in leaves)", "tuple(type(x) for x in leaves)"),
     ),
     Mutant(
         "dropout has one mask in all steps", "resetting a seed inside `forward` (openfl #248)", checks.masks,

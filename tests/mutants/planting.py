@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.laws.toys import played
 from weft.core.registry import REGISTRY
+from weft.executors.machine import _PROGRAMS
 from weft.local.stack import _TRACES
 
 COMMON = "a common slip"
@@ -90,7 +91,7 @@ class Mutant:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """The code with the mistake in it. Steps that were traced, and runs made, without it are forgotten."""
-        remembered = (_TRACES.clear, played.cache_clear)
+        remembered = (_TRACES.clear, _PROGRAMS.clear, played.cache_clear)
         with ExitStack() as stack:
             for forget in remembered:
                 stack.callback(forget)
