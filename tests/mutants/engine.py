@@ -53,16 +53,15 @@ ENGINE = [
     ),
     Mutant(
         "batches depend on the place in the cohort", "Flower #3328 (order of virtual clients)", checks.places,
-        Edit(batches.draw_turns, '{name}", number, each=ids', '{name}", number, each=range(len(ids))'),
+        Edit(batches.draw_turns, "number, each=ids", "number, each=range(len(ids))"),
     ),
     Mutant(
         "every client draws the same numbers", "PFLlib (seeds torch with 0 in each client)", checks.streams,
-        Edit(batches.draw_turns, '{name}", number, each=ids', '{name}", number, each=[0] * len(ids)'),
-        Edit(batches.draw_turns, '"key", number, each=ids', '"key", number, each=[0] * len(ids)'),
+        Edit(batches.draw_turns, "number, each=ids", "number, each=[0] * len(ids)"),
     ),
     Mutant(
         "every round draws the same batches", "the pFedMe repository (unshuffled loaders)", checks.streams,
-        Edit(batches.draw_turns, 'f"batches {name}", number, each=ids', 'f"batches {name}", each=ids'),
+        Edit(batches.draw_turns, "number, each=ids", "each=ids"),
     ),
     Mutant(
         "a share is a slice", "FedALA's code", checks.share,

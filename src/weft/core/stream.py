@@ -24,17 +24,19 @@ def stream(seed: int, purpose: str, *ids: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, code(purpose), *ids])))
 
 
-def streams(seed: int, purpose: str, *ids: int, each: Sequence[int]) -> Iterator[np.random.Generator]:
-    """The generators of ``stream(seed, purpose, *ids, k)`` for every k of `each`, several times as fast.
+def streams(seed: int, purposes: Sequence[str], *ids: int, each: Sequence[int]) -> Iterator[np.random.Generator]:
+    """The generators of ``stream(seed, purpose, *ids, k)`` for every k of `each`, for one purpose after the other.
 
-    It is one generator that starts anew for each, so a generator is to be used before the next is asked for.
+    Several times as fast. It is one generator that starts anew, so one is to be used before the next is asked for.
 
-    >>> bool(next(streams(1, "cohort", 5, each=[3])).random() == stream(1, "cohort", 5, 3).random())
+    >>> bool(next(streams(1, ["cohort"], 5, each=[3])).random() == stream(1, "cohort", 5, 3).random())
     True
     """
     bits = np.random.Philox(key=0)
     start, generator = bits.state, np.random.Generator(bits)
-    for key in _keys([*_words(seed), *_words(code(purpose)), *(w for i in ids for w in _words(i))], each):
+    codes = np.repeat(np.asarray([code(purpose) for purpose in purposes], dtype=np.uint32), len(each))
+    last = np.tile(np.asarray(each, dtype=np.uint32), len(purposes))
+    for key in _keys([*_words(seed), codes, *(w for i in ids for w in _words(i)), last]):
         start["state"]["key"] = key
         bits.state = start
         yield generator
@@ -48,14 +50,12 @@ def _words(number: int) -> list[int]:
     return [number & 0xFFFFFFFF, *(_words(number >> 32) if number >> 32 else [])]
 
 
-def _keys(entropy: Sequence[int], last: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
-    """Philox keys [k, 2] that SeedSequence([*entropy, x]) gives for each x of `last`, all at once.
+def _keys(entropy: Sequence[int | Uint32s]) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """Philox keys [k, 2] that SeedSequence gives for k sequences of words, all at once; a number is a word of all.
 
     The hash is that of numpy's SeedSequence (O'Neill's seed_seq_fe, with a pool of four words).
     """
-    own = np.asarray(last, dtype=np.uint32)
-    words = [np.full_like(own, w) for w in entropy] + [own]
-    words += [np.zeros_like(own)] * (4 - len(words))
+    words = np.broadcast_arrays(*(np.asarray(w, dtype=np.uint32) for w in [*entropy, *[0] * (4 - len(entropy))]))
     constant, factor = 0x43B0D7E5, 0x931E8875
 
     def hashed(x: Uint32s) -> Uint32s:

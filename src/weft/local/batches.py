@@ -47,18 +47,17 @@ def draw_turns(
         Turn: every entry with the client axis first, padded with -1.
     """
     each = [epochs] * len(ids) if isinstance(epochs, int) else list(epochs)
+    rngs = streams(seed, [*(f"batches {name}" for name in phases), "key"], number, each=ids)
     steps = {
         name: _padded(
             [
-                _batches(phase, _part(phase, r, seed, k), p, e, batch_size, rng)
-                for r, k, p, e, rng in zip(
-                    rows, ids, past, each, streams(seed, f"batches {name}", number, each=ids), strict=True
-                )
+                _batches(phase, _part(phase, r, seed, k), p, e, batch_size, next(rngs))
+                for r, k, p, e in zip(rows, ids, past, each, strict=True)
             ]
         )
         for name, phase in phases.items()
     }
-    keys = [int(rng.integers(2**32)) for rng in streams(seed, "key", number, each=ids)]
+    keys = [int(rng.integers(2**32)) for rng in rngs]
     whole = _padded([r[None] for r in rows])[:, 0]
     turn = Turn(
         rows=torch.from_numpy(whole),
