@@ -45,7 +45,7 @@ def test_out_of_memory_halves_the_chunk_and_changes_nothing(workers: int, monkey
     together, tried = batched._together, []
 
     def tight(*request: Any) -> Any:
-        tried.append(len(request[-1]))
+        tried.append(len(request[-2].key))
         if tried[-1] > 1:
             raise torch.OutOfMemoryError("no room")
         return together(*request)
