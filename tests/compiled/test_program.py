@@ -165,9 +165,29 @@ def test_all_that_is_added_to_a_weight_is_added_to_every_row(rows: int) -> None:
 
 
 def test_what_has_no_c_is_refused() -> None:
-    for function in (torch.linalg.svd, lambda a: [torch.special.i0(a)], lambda a: [a.to(torch.bfloat16)]):
+    refused: list[Callable[[Tensor], Tensor]] = [
+        torch.linalg.svdvals,
+        torch.special.i0,
+        lambda a: a.to(torch.bfloat16),
+        lambda a: a.t().argmax(),
+    ]
+    for function in refused:
         with pytest.raises(Uncompiled):
-            ran(function, [A])
+            ran(lambda a, function=function: [function(a)], [A])
+
+
+@pytest.mark.parametrize("place", [99, -99])
+def test_what_is_not_there_is_neither_read_nor_written(place: int) -> None:
+    i = torch.tensor([0, 1, place]).expand(K, 3)
+    picks: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda a, i: a.index_select(0, i),
+        lambda a, i: a[i],
+        lambda a, i: a[:3].gather(1, i[:, None]),
+        lambda a, i: a.scatter_add(1, i[None], a),
+    ]
+    for pick in picks:
+        with pytest.raises(IndexError, match="labels"):
+            ran(lambda a, i, pick=pick: [pick(a, i)], [A, i])
 
 
 def test_a_program_leaves_nothing_behind() -> None:

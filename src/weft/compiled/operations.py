@@ -116,7 +116,7 @@ def expression(name: str, arguments: Mapping[str, Any], operand: Mapping[str, st
         form = "!{self}"
     if name == "remainder":
         form = "{self} - {other} * FLOOR({self} / {other})"
-        form = form if dtype in SUFFIXES else "({self} % {other} + {other}) % {other}"
+        form = form if dtype in SUFFIXES else "{other} == 0 ? 0 : ({self} % {other} + {other}) % {other}"
     if arguments.get("rounding_mode") is not None:
         raise Uncompiled("division that rounds")
     if name == "pow" and (power := arguments["exponent"]) in _POWERS:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from weft.compiled.loops import Place, Value
 from weft.compiled.product import MOST
-from weft.compiled.toolchain import compiled, function
+from weft.compiled.toolchain import compiled
 from weft.compiled.work import Work, like
 
 
@@ -35,9 +35,10 @@ class Program:
             stacked: which of the others have a part for each client.
             made: what one client's results are like.
         """
-        library = compiled(text, torch.backends.cpu.get_cpu_capability() == "AVX512")
-        self._run = function(library, "turns", ctypes.c_long, *[ctypes.c_void_p] * 3)
-        self._library, self._own, self._constants, self._stacked, self._made = library, own, constants, stacked, made
+        self._library = compiled(text)
+        self._run = self._library.turns  # while it runs, Python's lock is free
+        self._run.argtypes = [ctypes.c_long, *[ctypes.c_void_p] * 3]
+        self._own, self._constants, self._stacked, self._made = own, constants, stacked, made
 
     def results(self, clients: int) -> list[Tensor]:
         """Memory for the results of so many clients."""
@@ -51,13 +52,17 @@ class Program:
             results: memory for those of all clients.
             first: the place of the first client.
             clients: how many.
+
+        Raises:
+            IndexError: an operation picks what is not there.
         """
         tensors = [*inputs, *self._constants, *results]
         stacked = [*self._stacked, *(False for _ in self._constants), *(True for _ in results)]
         apart = [x.stride(0) * x.itemsize if s else 0 for x, s in zip(tensors, stacked, strict=True)]
         starts = [x.data_ptr() + first * a for x, a in zip(tensors, apart, strict=True)]
         own, many = torch.empty(self._own, dtype=torch.uint8), len(tensors)
-        self._run(clients, (ctypes.c_void_p * many)(*starts), (ctypes.c_long * many)(*apart), own.data_ptr())
+        if self._run(clients, (ctypes.c_void_p * many)(*starts), (ctypes.c_long * many)(*apart), own.data_ptr()):
+            raise IndexError("a number that picks is out of range: are all labels below the number of classes?")
 
 
 def written(
@@ -104,10 +109,11 @@ _TEXT = """
 #define MOST {most}
 {products}
 
-void turns(long clients, char *const *tensors, const long *apart, char *own) {{
+int turns(long clients, char *const *tensors, const long *apart, char *own) {{
     for (long client = 0; client < clients; client++) {{
         {inputs}
         {turn}
     }}
+    return 0;
 }}
 """

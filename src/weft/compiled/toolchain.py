@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import os
@@ -9,33 +10,33 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from _ctypes import dlclose
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weft.compiled.operations import Uncompiled
-
-
-@functools.cache
-def compiler() -> str | None:
-    """The compiler that the environment names as CC, else cc, gcc or clang; None if there is none."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
-
 
 FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
     "-fwrapv", "-ffp-contract=fast", "-w",
 )  # fmt: skip
 """Sums keep their order but where a text says otherwise, and what is not finite stays so."""
-_WIDE = "-mprefer-vector-width=512"  # else compilers leave half of a register of AVX-512 unused
+WIDE = "-mprefer-vector-width=512"
+"""Where there is AVX-512, of whose registers compilers leave half unused otherwise."""
+_SECONDS = 120
+_CLOSE: Any = getattr(_ctypes, "dlclose", None)  # not on Windows
 
 
-def compiled(text: str, wide: bool) -> ctypes.CDLL:
+@functools.cache
+def compiler() -> str | None:
+    """The compiler that the environment names as CC, else cc, gcc or clang; None if there is none."""
+    names = filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")) if _CLOSE else ()
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def compiled(text: str) -> ctypes.CDLL:
     """The library that a C text makes; it goes when nobody holds it.
-
-    Args:
-        text: in C.
-        wide: the processor has vectors of 64 bytes.
 
     Raises:
         Uncompiled: it cannot be made here.
@@ -43,23 +44,15 @@ def compiled(text: str, wide: bool) -> ctypes.CDLL:
     command = compiler()
     if command is None:
         raise Uncompiled("no C compiler was found")
+    flags = [*FLAGS, *([WIDE] if torch.backends.cpu.get_cpu_capability() == "AVX512" else [])]
     with tempfile.TemporaryDirectory(prefix="weft-") as folder:
         source, library = Path(folder, "turns.c"), Path(folder, "turns.so")
-        source.write_text(text)
-        flags = [*FLAGS, *([_WIDE] if wide else [])]
+        source.write_text(text, encoding="utf-8")
         try:
-            subprocess.run(
-                [command, *flags, str(source), "-o", str(library), "-lm"], check=True, capture_output=True, timeout=120
-            )
+            run = [command, *flags, str(source), "-o", str(library), "-lm"]
+            subprocess.run(run, check=True, capture_output=True, timeout=_SECONDS)
             made = ctypes.CDLL(str(library))
         except (OSError, subprocess.SubprocessError) as error:
-            raise Uncompiled(getattr(error, "stderr", None) or str(error)) from error
-    weakref.finalize(made, dlclose, made._handle)
+            raise Uncompiled(f"{command}: {getattr(error, 'stderr', None) or error}") from error
+    weakref.finalize(made, _CLOSE, made._handle)
     return made
-
-
-def function(library: Any, name: str, *types: Any) -> Any:
-    """A function of a library that takes such arguments and returns nothing; while it runs, Python's lock is free."""
-    found = getattr(library, name)
-    found.argtypes, found.restype = types, None
-    return found

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from weft.compiled import product
-from weft.compiled.loops import Value, loops, pointer
+from weft.compiled.loops import Value, block, loops, pointer
 from weft.compiled.operations import SUFFIXES, Uncompiled, number
 
+_OUT_OF_RANGE = "if ({at} < 0 || {at} >= {size}) return 1;"
 _IN_ORDER = ""  # no pragma: turns of the loop may meet
 _SUM = "#pragma omp simd reduction(+ : all)"
 
@@ -98,6 +99,8 @@ def _reduced(
 
 def _first(out: Value, self: Value, dim: int | None, sign: str) -> list[str]:
     """Where the largest or smallest number stands; what is none counts as that."""
+    if dim is None and not self.like.is_contiguous():
+        raise Uncompiled("the place of a number in a view")
     like = self.like if dim is not None else self.like.reshape(-1)
     dim, inner = (dim or 0) % like.ndim, self.viewed(like)
     others = [d for d in range(like.ndim) if d != dim]
@@ -209,7 +212,7 @@ def _index_select(out: Value, self: Value, dim: int, index: Value) -> list[str]:
 
 def _index(out: Value, self: Value, indices: Sequence[Value | None]) -> list[str]:
     given = [(d, x) for d, x in enumerate(indices) if x is not None]
-    if len(given) != 1 or given[0][1].like.ndim != 1 or "int" not in given[0][1].type:
+    if len(given) != 1 or given[0][1].like.ndim != 1 or given[0][1].like.dtype not in (torch.int64, torch.int32):
         raise Uncompiled("an index of several axes")
     return _picked(out, self, given[0][1], given[0][0], f"if (at < 0) at += {self.like.shape[given[0][0]]};")
 
@@ -224,6 +227,7 @@ def _picked(out: Value, self: Value, index: Value, dim: int, wrap: str = "") -> 
         f"for (long n = 0; n < {shape[dim]}; n++) {{",
         f"int64_t at = numbers[n * {index.like.stride(0) if index.like.ndim else 0}];",
         wrap,
+        _OUT_OF_RANGE.format(at="at", size=self.like.shape[dim]),
         f"{out.type} *restrict to = {pointer(out)} + n * {out.like.stride(dim)};",
         f"const {self.type} *from = {pointer(self)} + at * {self.like.stride(dim)};",
         *copy,
@@ -241,7 +245,10 @@ def _gather(out: Value, self: Value, dim: int, index: Value, sparse_grad: bool =
         *loops(
             index.like.shape,
             layouts,
-            lambda t, f, n: [f"to[{t}] = from[{f} + numbers[{n}] * {self.like.stride(dim)}];"],
+            lambda t, f, n: [
+                _OUT_OF_RANGE.format(at=f"numbers[{n}]", size=self.like.shape[dim]),
+                f"to[{t}] = from[{f} + numbers[{n}] * {self.like.stride(dim)}];",
+            ],
             _IN_ORDER,
         ),
     ]
@@ -257,7 +264,10 @@ def _scatter_add(out: Value, self: Value, dim: int, index: Value, src: Value) ->
         *loops(
             index.like.shape,
             layouts,
-            lambda t, f, n: [f"to[{t} + numbers[{n}] * {out.like.stride(dim)}] += from[{f}];"],
+            lambda t, f, n: [
+                _OUT_OF_RANGE.format(at=f"numbers[{n}]", size=out.like.shape[dim]),
+                f"to[{t} + numbers[{n}] * {out.like.stride(dim)}] += from[{f}];",
+            ],
             _IN_ORDER,
         ),
     ]
@@ -276,22 +286,23 @@ def _slice_back(
 
 def _put(out: Value, part: Value, where: Tensor, around: str = "0") -> list[str]:
     """A part where it belongs, and one number around it."""
-    zeros = loops(out.like.shape, [out.like.stride()], lambda t: [f"to[{t}] = {around};"])
-    return [f"{out.type} *restrict to = {pointer(out)};", *zeros, "{", *copied(out.viewed(where), part), "}"]
+    same = loops(out.like.shape, [out.like.stride()], lambda t: [f"to[{t}] = {around};"])
+    return [*block([f"{out.type} *restrict to = {pointer(out)};", *same]), *block(copied(out.viewed(where), part))]
 
 
 def _cat(out: Value, tensors: Sequence[Value], dim: int = 0) -> list[str]:
     dim, at, lines = dim % out.like.ndim, 0, list[str]()
     for part in tensors:
         many = part.like.shape[dim]
-        lines += ["{", *copied(out.viewed(out.like.narrow(dim, at, many)), part), "}"]
+        lines += block(copied(out.viewed(out.like.narrow(dim, at, many)), part))
         at += many
     return lines
 
 
 def _stack(out: Value, tensors: Sequence[Value], dim: int = 0) -> list[str]:
     dim %= out.like.ndim
-    return [x for i, part in enumerate(tensors) for x in ("{", *copied(out.viewed(out.like.select(dim, i)), part), "}")]
+    parts = (copied(out.viewed(out.like.select(dim, i)), part) for i, part in enumerate(tensors))
+    return [line for part in parts for line in block(part)]
 
 
 def copied(out: Value, source: Value) -> list[str]:
