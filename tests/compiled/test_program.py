@@ -16,7 +16,7 @@ from hypothesis import strategies as some
 from tests.local.test_graph import CASES, RATE, Step, X, numbers
 from torch import Tensor
 
-from weft.compiled import WAYS, Uncompiled, compiler, written
+from weft.compiled import WAYS, Program, Uncompiled, compiler, written
 from weft.compiled.scan import noted
 from weft.local.graph import shortened
 
@@ -24,10 +24,15 @@ pytestmark = pytest.mark.skipif(not compiler(), reason="no C compiler")
 K = 3
 
 
-def ran(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The function of each of some stacked clients, in machine code; the middle one by itself."""
+def made(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Program:
+    """The program of a function of each of some stacked clients."""
     sample = [x[0] for x in inputs]
-    program = written(shortened(function, sample, 0, WAYS), [], sample, [True] * len(inputs))
+    return written(shortened(function, sample, 0, WAYS), [], sample, [True] * len(inputs))
+
+
+def ran(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Its results; those of the first client by itself."""
+    program = made(function, inputs)
     results = program.results(K)
     for first, many in ((0, 1), (1, K - 1)):
         program(inputs, results, first, many)
@@ -36,6 +41,16 @@ def ran(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> 
 
 def stacked(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.stack(parts) for parts in zip(*(function(*(x[k] for x in inputs)) for k in range(K)), strict=True)]
+
+
+def several(function: Callable[..., Any]) -> Callable[..., Sequence[Tensor]]:
+    """The same with its results in a list."""
+
+    def listed(*given: Tensor) -> Sequence[Tensor]:
+        found = function(*given)
+        return list(found) if isinstance(found, tuple) else [found]
+
+    return listed
 
 
 A, B = numbers(K, 4, 5), numbers(K, 4, 5).flip(0)
@@ -82,14 +97,9 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
 def test_an_operation_gives_what_torch_gives(name: str, dtype: torch.dtype) -> None:
-    function, inputs = OPERATIONS[name]
+    function, inputs = several(OPERATIONS[name][0]), OPERATIONS[name][1]
     inputs = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
-
-    def several(*given: Tensor) -> Sequence[Tensor]:
-        found = function(*given)
-        return list(found) if isinstance(found, tuple) else [found]
-
-    for got, want in zip(ran(several, inputs), stacked(several, inputs), strict=True):
+    for got, want in zip(ran(function, inputs), stacked(function, inputs), strict=True):
         tolerance = 1e-13 if dtype == torch.float64 else 2e-6
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
 
@@ -173,7 +183,7 @@ def test_what_has_no_c_is_refused() -> None:
     ]
     for function in refused:
         with pytest.raises(Uncompiled):
-            ran(lambda a, function=function: [function(a)], [A])
+            ran(several(function), [A])
 
 
 @pytest.mark.parametrize("place", [99, -99])
@@ -186,8 +196,9 @@ def test_what_is_not_there_is_neither_read_nor_written(place: int) -> None:
         lambda a, i: a.scatter_add(1, i[None], a),
     ]
     for pick in picks:
+        program = made(several(pick), [A, i % 3])
         with pytest.raises(IndexError, match="labels"):
-            ran(lambda a, i, pick=pick: [pick(a, i)], [A, i])
+            program([A, i.contiguous()], program.results(K), 0, K)
 
 
 def test_a_program_leaves_nothing_behind() -> None:

@@ -47,6 +47,8 @@ class Work:
                 self.constants.append(getattr(module, str(node.target)).contiguous())
                 self._values[node] = Value(Place(f"constant{len(self.constants) - 1}"), like(self.constants[-1]))
             elif node.op == "output":
+                if not all(isinstance(x, Node) for x in node.args[0]):
+                    raise Uncompiled(f"results {node.args[0]}")
                 results = [self._values[x] for x in node.args[0]]
             elif self._valued(node):
                 nodes.append(node)

@@ -7,6 +7,7 @@ those of the steps become one program (see `weft.compiled`).
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,14 +38,16 @@ def in_machine_code(asked: Request, workers: int) -> Reply[Any, Mine] | None:
     turn = turn._replace(rows=_rounded(turn.rows), steps={k: _rounded(s) for k, s in turn.steps.items()})
     tables, closed = opened(examples)
     apart = tree_flatten((down, mine, turn) if method.private_send else (mine, turn))[0]
-    parts = (tables, public or (), down, mine, turn)  # those that each client has its own of come last
-    inputs, spec = tree_flatten(parts)
+    shared = () if public is None else (public,)
+    inputs, spec = tree_flatten((tables, shared, down, mine, turn))  # what each client has its own of comes last
+    if not all(isinstance(x, Tensor) for x in inputs):
+        return None
     stacked = tuple(i >= len(inputs) - len(apart) for i in range(len(inputs)))
     inputs = [x.contiguous() for x in inputs]
 
     def one(*leaves: Tensor) -> tuple[list[Tensor], TreeSpec]:
-        tables, public, down, mine, turn = tree_unflatten(leaves, spec)
-        return tree_flatten(take_turn(method, net, Task(down, mine, Data(closed(tables), turn), public or None)))
+        tables, shared, down, mine, turn = tree_unflatten(leaves, spec)
+        return tree_flatten(take_turn(method, net, Task(down, mine, Data(closed(tables), turn), *shared)))
 
     sample = [x[0] if s else x.detach() for x, s in zip(inputs, stacked, strict=True)]  # no tensor twice
     kind = _Kind(stacked, full, len(tables))
@@ -93,6 +96,11 @@ def _known(
             try:
                 _PROGRAMS[key] = _made(one, sample, kind)
             except Uncompiled:
+                _PROGRAMS[key] = None
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # torch may still be able to do it
+                warnings.warn(f"turns are not machine code, since they could not be written: {error!r}", stacklevel=2)
                 _PROGRAMS[key] = None
             while len(_PROGRAMS) > _MOST:
                 del _PROGRAMS[next(iter(_PROGRAMS))]
