@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from peers import weft as ours
 from run import IN_BF16
@@ -114,7 +113,7 @@ def _rounds(p: Prepared, precision: str, workers: int) -> tuple[Run, Round, dict
     w = p.workload
     made = ours.run(p, ours.federated(p), precision, w.lr, p.first, workers=workers)
     model = sum(v.nbytes for v in p.first.values())
-    example = int(np.prod(p.x.shape[1:])) * (8 if p.vocabulary else 4)
+    example = p.x[0].nbytes
     if w.kind == "personal":
         ours.personal(p, made)
         asked = len(p.test)
@@ -135,7 +134,7 @@ def _rounds(p: Prepared, precision: str, workers: int) -> tuple[Run, Round, dict
         for _ in range(w.warmup + 1):
             draw.examples = draw.steps = 0
             again(account)
-    work = 3 * model * draw.steps + draw.examples * example
+    work = 2 * model * w.cohort + draw.examples * example  # a client's model comes and goes once; steps are in caches
     return made, again, {"flops": draw.steps * made.probe.flops_per_step, "bytes": float(work)}
 
 

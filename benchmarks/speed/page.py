@@ -117,11 +117,11 @@ def page(
         "`make bench-speed` runs it again, `table.csv` has all figures.", "",
         "What bounds a round was measured apart from the table, each workload in a minute of its own: this machine's",
         "ceilings (a matrix product of 2048 and a copy of 64 MiB, on all cores), the floating-point operations that",
-        "are counted and the bytes that have to move at the least (weights twice read and once written in a step, each",
-        "example read once), and the time that torch's operations and machine code of a round take one after the",
-        "other on one core, without what is between them; `operations.csv` has them. The machine is quicker in one",
-        "minute than in another; so what a target asks for is told from the table, and how much quicker a round could",
-        "be from the minute of its own.", "",
+        "are counted and the bytes that have to come from memory or go there at the least (the model of a client once",
+        "in and once out, each example once, as it is stored), and the time that torch's operations and machine code",
+        "of a round take one after the other on one core, without what is between them; `operations.csv` has them. The",
+        "machine is quicker in one minute than in another; so what a target asks for is told from the table, and how",
+        "much quicker a round could be from the minute of its own.", "",
         *_machines(blocks), "",
     ]  # fmt: skip
     for name, w in workloads.items():

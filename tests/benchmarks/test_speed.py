@@ -216,7 +216,7 @@ def test_what_bounds_a_round_is_counted(tmp_path: Path, monkeypatch: pytest.Monk
     told = limits.limits(workload, "fp32", tmp_path / "toy")
     steps, weights = 2 * 2, 16 * 3 + 3  # two clients with two batches of three images of 16 pixels, three labels
     assert told["flops"] == steps * 2 * (2 * 3 * 16 * 3)  # logits, and the gradient of the weights
-    assert told["bytes"] == 4 * (3 * weights * steps + 12 * 16)
+    assert told["bytes"] == 2 * 2 * 4 * weights + 12 * 16  # of each client in and out, and bytes of colour
     assert sum(seconds for _, seconds, _ in told["operations"]) == pytest.approx(told["operations_seconds"])
     assert told["crowding"] > 0 and told["parts"] and told["operations"][0][1] >= told["operations"][1][1] > 0
 
