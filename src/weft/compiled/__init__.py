@@ -1,4 +1,4 @@
-"""The steps of small networks as machine code: one client after the other, whose weights stay in a core's cache."""
+"""Turns of small networks as machine code: one client after the other, whose weights stay in a core's cache."""
 
 from weft.compiled.operations import WAYS, Uncompiled
 from weft.compiled.program import Program, written

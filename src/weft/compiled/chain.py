@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.compiled import product
+from weft.compiled import products
 from weft.compiled.loops import Value, block, loops, pointer
 from weft.compiled.operations import Uncompiled, expression
 
@@ -19,7 +19,7 @@ def chain(calls: Calls, out: Value) -> list[str]:
     """The C of operations on single numbers and of products that are added to `out`."""
     if all(name != ADDED for name, _ in calls):
         return _numbers(calls, out)
-    many, left = divmod(out.like.shape[0], tile := product.block(out.like.shape[0]))
+    many, left = divmod(out.like.shape[0], tile := products.block(out.like.shape[0]))
     lines = [f"for (long row = 0; row < {many * tile}; row += {tile}) {{", *_rows(calls, out, tile, "row"), "}"]
     return [*lines, *(block(_rows(calls, out, left, str(many * tile))) if left else [])]
 
@@ -35,7 +35,7 @@ def _rows(calls: Calls, out: Value, many: int, start: str) -> list[str]:
         if given["alpha"] != 1 or given["beta"] != 1:
             raise Uncompiled("products that are added with factors")
         lines += block(_numbers(others, part)) if others else []
-        lines += block(product.text(part, given["mat1"].rows(many, start), given["mat2"], keep=True))
+        lines += block(products.text(part, given["mat1"].rows(many, start), given["mat2"], keep=True))
         others = []
     return [*lines, *(block(_numbers(others, part)) if others else [])]
 

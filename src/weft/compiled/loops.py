@@ -61,6 +61,10 @@ def pointer(value: Value) -> str:
     return f"({value.type} *){base}{start}"
 
 
+IN_ORDER = ""
+"""Instead of a pragma: turns of the loop may meet."""
+
+
 def block(lines: Sequence[str]) -> list[str]:
     """Lines whose names are their own."""
     return ["{", *lines, "}"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from weft.compiled.loops import Place, Value
-from weft.compiled.product import MOST
+from weft.compiled.products import MOST
 from weft.compiled.toolchain import compiled
 from weft.compiled.work import Work, like
 

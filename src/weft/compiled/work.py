@@ -15,8 +15,13 @@ from torch.fx.node import map_arg
 from weft.compiled.chain import ADDED, chain
 from weft.compiled.loops import Place, Value, block, pointer
 from weft.compiled.operations import POINTWISE, TYPES, Uncompiled
+from weft.compiled.picks import PICKS, copied
+from weft.compiled.products import PRODUCTS
 from weft.compiled.scan import SCAN
-from weft.compiled.whole import WHOLE, copied
+from weft.compiled.sums import SUMS
+
+WHOLE = {**PRODUCTS, **SUMS, **PICKS}
+"""What is not done number by number."""
 
 LINE = 64
 """Bytes of a line of the cache."""

@@ -24,7 +24,7 @@ from weft.core.task import Data, Reply, Task
 from weft.core.turn import Mine, take_turn
 from weft.executors.meeting import Request
 from weft.local.graph import shortened
-from weft.local.scan import Loop, noting
+from weft.local.noted import Loop, notes
 from weft.local.stack import Way, opened, stepping
 
 CACHE = 2**20
@@ -108,9 +108,9 @@ def _known(
 
 
 def _made(one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Tensor], kind: _Kind) -> _Known:
-    with noting():
+    with notes():
         spec = one(*sample)[1]  # outside the trace, so that a network holds what it needs in this thread
-    with noting() as loops:
+    with notes() as loops:
         turn = shortened(lambda *inputs: one(*inputs)[0], sample, 0, WAYS)
     steps = [_step(loop, sample[: kind.tables], kind.full) for loop in loops]
     return _Known(written(turn, steps, sample, kind.stacked), spec)

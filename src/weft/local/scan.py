@@ -6,22 +6,20 @@ stacked tensors, and runs the loop outside the functorch layers over a stacked s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from weft.compiled.operations import Uncompiled
-from weft.compiled.scan import noted
 from weft.core.errors import SettingError
 from weft.core.lift import rebuilt, taken_apart
 from weft.core.stream import code, fold
 from weft.core.task import Batch, Data, Examples
-from weft.local.stack import Opened, Stack, Step, batch_of, opened
+from weft.local.noted import note, noting
+from weft.local.stack import Stack, Step, batch_of
 
 Carry = TypeVar("Carry")
 
@@ -125,8 +123,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(step: Step, examples: Examples, rows: Tensor, key: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        if (loops := _NOTED.get()) is not None:
-            return tuple(_note(loops, step, examples, rows, key, flat))
+        if (loops := noting.get()) is not None:
+            return tuple(note(loops, step, examples, rows, key, flat))
         state = list(flat)
         for t in range(rows.shape[0]):
             if step.until and bool(step.ended(state)):
@@ -148,7 +146,7 @@ class _Scan(torch.autograd.Function):
         key: Tensor,
         *flat: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        if _NOTED.get() is not None:
+        if noting.get() is not None:
             raise Uncompiled("steps of several models of one client")
         rows, key = (
             x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)
@@ -165,35 +163,3 @@ class _Scan(torch.autograd.Function):
                 state.append((x if d is None else x.movedim(d, 0)).contiguous())
                 dims.append(None if d is None else 0)
         return tuple(Stack(step, dims, examples, rows, key, state).folded()), (0,) * step.width
-
-
-class Loop(NamedTuple):
-    """A loop over steps that was noted, not run."""
-
-    step: Step
-    opened: Opened  # makes examples of the tables
-    like: list[tuple[torch.Size, torch.dtype]]  # the carry and what is given
-    batch: int  # rows of a batch
-
-
-_NOTED: ContextVar[list[Loop] | None] = ContextVar("noted", default=None)
-
-
-@contextmanager
-def noting() -> Iterator[list[Loop]]:
-    """Inside, loops over steps are noted: in the graph of a turn one operation stands for each."""
-    loops: list[Loop] = []
-    token = _NOTED.set(loops)
-    try:
-        yield loops
-    finally:
-        _NOTED.reset(token)
-
-
-def _note(
-    loops: list[Loop], step: Step, examples: Examples, rows: Tensor, key: Tensor, flat: Sequence[Tensor]
-) -> list[Tensor]:
-    tables, closed = opened(examples)
-    loops.append(Loop(step, closed, [(x.shape, x.dtype) for x in flat], rows.shape[1]))
-    carry: list[Tensor] = noted(len(loops) - 1, step.width, rows, key, list(flat), tables)
-    return carry

@@ -1,4 +1,4 @@
-"""Operations that are not done number by number, in C: products, sums, softmax, and what picks and puts."""
+"""Operations along axes, in C: sums and their like, the largest number and its place, running sums, softmax."""
 
 from __future__ import annotations
 
@@ -6,34 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from weft.compiled import product
-from weft.compiled.loops import Value, block, loops, pointer
-from weft.compiled.operations import SUFFIXES, Uncompiled, number
+from weft.compiled.loops import IN_ORDER, Value, loops, pointer
+from weft.compiled.operations import SUFFIXES, Uncompiled
 
-_OUT_OF_RANGE = "if ({at} < 0 || {at} >= {size}) return 1;"
-_IN_ORDER = ""  # no pragma: turns of the loop may meet
 _SUM = "#pragma omp simd reduction(+ : all)"
-
-
-def _mm(out: Value, self: Value, mat2: Value) -> list[str]:
-    return product.text(out, self, mat2, keep=False)
-
-
-def _mv(out: Value, self: Value, vec: Value) -> list[str]:
-    return _mm(out.viewed(out.like.unsqueeze(1)), self, vec.viewed(vec.like.unsqueeze(1)))
-
-
-def _dot(out: Value, self: Value, tensor: Value) -> list[str]:
-    row, column = self.viewed(self.like.unsqueeze(0)), tensor.viewed(tensor.like.unsqueeze(1))
-    return _mm(out.viewed(out.like.view(1, 1)), row, column)
-
-
-def _bmm(out: Value, self: Value, mat2: Value) -> list[str]:
-    pair = (x.rows(1, "pair") for x in (out, self, mat2))
-    body = _mm(*(x.viewed(x.like.squeeze(0)) for x in pair))
-    return [f"for (long pair = 0; pair < {out.like.shape[0]}; pair++) {{", *body, "}"]
 
 
 def _sum(out: Value, self: Value, dim: Sequence[int] | None = None, **_: Any) -> list[str]:
@@ -87,14 +64,14 @@ def _reduced(
             add = loops(many, [apart, step], lambda t, f: [f"{x} x = line[{f}];", turn.replace("all", f"to[{t}]")])
             return [f"const {self.type} *line = from + ({k});", *add]
 
-        return [*names, *loops(many, [apart], lambda t: [f"to[{t}] = {start};"]), *loops(inner, along, row, _IN_ORDER)]
+        return [*names, *loops(many, [apart], lambda t: [f"to[{t}] = {start};"]), *loops(inner, along, row, IN_ORDER)]
 
     def total(t: str, f: str) -> list[str]:
-        pragma = _SUM if turn.startswith("all +=") else _IN_ORDER
+        pragma = _SUM if turn.startswith("all +=") else IN_ORDER
         add = loops(inner, along, lambda k: [f"{x} x = line[{k}];", turn], pragma)
         return [f"const {self.type} *line = from + ({f});", f"{out.type} all = {start};", *add, f"to[{t}] = {end};"]
 
-    return [*names, *loops(many, [apart, step], total, _IN_ORDER)]
+    return [*names, *loops(many, [apart, step], total, IN_ORDER)]
 
 
 def _first(out: Value, self: Value, dim: int | None, sign: str) -> list[str]:
@@ -119,7 +96,7 @@ def _first(out: Value, self: Value, dim: int | None, sign: str) -> list[str]:
         ]
 
     names = [f"{out.type} *restrict to = {pointer(out)};", f"const {self.type} *from = {pointer(inner)};"]
-    return [*names, *loops([like.shape[d] for d in others], layouts, body, _IN_ORDER)]
+    return [*names, *loops([like.shape[d] for d in others], layouts, body, IN_ORDER)]
 
 
 def _argmax(out: Value, self: Value, dim: int | None = None, keepdim: bool = False) -> list[str]:
@@ -132,16 +109,6 @@ def _argmin(out: Value, self: Value, dim: int | None = None, keepdim: bool = Fal
 
 def _cumsum(out: Value, self: Value, dim: int, dtype: Any = None) -> list[str]:
     return _along(out, [self], dim, ["TYPE all = 0;", "{ all += a[k]; to[k] = all; }"])
-
-
-def _padded(out: Value, self: Value, pad: Sequence[int], value: float = 0) -> list[str]:
-    where = out.like
-    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
-        d = out.like.ndim - 1 - i
-        if before < 0 or after < 0:
-            raise Uncompiled("padding that cuts off")
-        where = where.narrow(d, before, self.like.shape[d])
-    return _put(out, self, where, number(value, out.like.dtype))
 
 
 def _softmax(out: Value, self: Value, dim: int, half_to_float: bool) -> list[str]:
@@ -202,124 +169,11 @@ def _along(out: Value, values: Sequence[Value], dim: int, lines: Sequence[str]) 
     ]
 
 
-_PRAGMAS = {"all +=": _SUM, "most =": "#pragma omp simd reduction(max : most)", "{": _IN_ORDER, "": "#pragma omp simd"}
+_PRAGMAS = {"all +=": _SUM, "most =": "#pragma omp simd reduction(max : most)", "{": IN_ORDER, "": "#pragma omp simd"}
 """How a statement begins -> what stands before its loop."""
 
 
-def _index_select(out: Value, self: Value, dim: int, index: Value) -> list[str]:
-    return _picked(out, self, index, dim % self.like.ndim)
-
-
-def _index(out: Value, self: Value, indices: Sequence[Value | None]) -> list[str]:
-    given = [(d, x) for d, x in enumerate(indices) if x is not None]
-    if len(given) != 1 or given[0][1].like.ndim != 1 or given[0][1].like.dtype not in (torch.int64, torch.int32):
-        raise Uncompiled("an index of several axes")
-    return _picked(out, self, given[0][1], given[0][0], f"if (at < 0) at += {self.like.shape[given[0][0]]};")
-
-
-def _picked(out: Value, self: Value, index: Value, dim: int, wrap: str = "") -> list[str]:
-    """Parts of an axis by their numbers."""
-    shape, rest = out.like.shape, [d for d in range(out.like.ndim) if d != dim]
-    layouts = [[out.like.stride(d) for d in rest], [self.like.stride(d) for d in rest]]
-    copy = loops([shape[d] for d in rest], layouts, lambda t, f: [f"to[{t}] = from[{f}];"])
-    return [
-        f"const {index.type} *numbers = {pointer(index)};",
-        f"for (long n = 0; n < {shape[dim]}; n++) {{",
-        f"int64_t at = numbers[n * {index.like.stride(0) if index.like.ndim else 0}];",
-        wrap,
-        _OUT_OF_RANGE.format(at="at", size=self.like.shape[dim]),
-        f"{out.type} *restrict to = {pointer(out)} + n * {out.like.stride(dim)};",
-        f"const {self.type} *from = {pointer(self)} + at * {self.like.stride(dim)};",
-        *copy,
-        "}",
-    ]
-
-
-def _gather(out: Value, self: Value, dim: int, index: Value, sparse_grad: bool = False) -> list[str]:
-    dim, layouts = dim % index.like.ndim, [out.like.stride(), list(self.like.stride()), index.like.stride()]
-    layouts[1][dim] = 0  # type: ignore[index]
-    return [
-        f"{out.type} *restrict to = {pointer(out)};",
-        f"const {self.type} *from = {pointer(self)};",
-        f"const {index.type} *numbers = {pointer(index)};",
-        *loops(
-            index.like.shape,
-            layouts,
-            lambda t, f, n: [
-                _OUT_OF_RANGE.format(at=f"numbers[{n}]", size=self.like.shape[dim]),
-                f"to[{t}] = from[{f} + numbers[{n}] * {self.like.stride(dim)}];",
-            ],
-            _IN_ORDER,
-        ),
-    ]
-
-
-def _scatter_add(out: Value, self: Value, dim: int, index: Value, src: Value) -> list[str]:
-    dim, layouts = dim % index.like.ndim, [list(out.like.stride()), src.like.stride(), index.like.stride()]
-    layouts[0][dim] = 0  # type: ignore[index]
-    return [
-        *copied(out, self),
-        f"const {src.type} *from = {pointer(src)};",
-        f"const {index.type} *numbers = {pointer(index)};",
-        *loops(
-            index.like.shape,
-            layouts,
-            lambda t, f, n: [
-                _OUT_OF_RANGE.format(at=f"numbers[{n}]", size=out.like.shape[dim]),
-                f"to[{t} + numbers[{n}] * {out.like.stride(dim)}] += from[{f}];",
-            ],
-            _IN_ORDER,
-        ),
-    ]
-
-
-def _select_back(out: Value, grad_output: Value, input_sizes: Any, dim: int, index: int) -> list[str]:
-    return _put(out, grad_output, out.like.select(dim, index))
-
-
-def _slice_back(
-    out: Value, grad_output: Value, input_sizes: Any, dim: int, start: int, end: int, step: int
-) -> list[str]:
-    index = slice(start, end, step)
-    return _put(out, grad_output, out.like[(slice(None),) * (dim % out.like.ndim) + (index,)])
-
-
-def _put(out: Value, part: Value, where: Tensor, around: str = "0") -> list[str]:
-    """A part where it belongs, and one number around it."""
-    same = loops(out.like.shape, [out.like.stride()], lambda t: [f"to[{t}] = {around};"])
-    return [*block([f"{out.type} *restrict to = {pointer(out)};", *same]), *block(copied(out.viewed(where), part))]
-
-
-def _cat(out: Value, tensors: Sequence[Value], dim: int = 0) -> list[str]:
-    dim, at, lines = dim % out.like.ndim, 0, list[str]()
-    for part in tensors:
-        many = part.like.shape[dim]
-        lines += block(copied(out.viewed(out.like.narrow(dim, at, many)), part))
-        at += many
-    return lines
-
-
-def _stack(out: Value, tensors: Sequence[Value], dim: int = 0) -> list[str]:
-    dim %= out.like.ndim
-    parts = (copied(out.viewed(out.like.select(dim, i)), part) for i, part in enumerate(tensors))
-    return [line for part in parts for line in block(part)]
-
-
-def copied(out: Value, source: Value) -> list[str]:
-    """The numbers of another value of this shape, or one that is repeated to it."""
-    layouts = [out.like.stride(), source.like.expand(out.like.shape).stride()]
-    return [
-        f"{out.type} *restrict to = {pointer(out)};",
-        f"const {source.type} *copied = {pointer(source)};",
-        *loops(out.like.shape, layouts, lambda t, f: [f"to[{t}] = copied[{f}];"]),
-    ]
-
-
-WHOLE: dict[str, Callable[..., list[str]]] = {
-    "mm": _mm,
-    "mv": _mv,
-    "dot": _dot,
-    "bmm": _bmm,
+SUMS: dict[str, Callable[..., list[str]]] = {
     "sum": _sum,
     "mean": _mean,
     "linalg_vector_norm": _norm,
@@ -330,18 +184,9 @@ WHOLE: dict[str, Callable[..., list[str]]] = {
     "argmax": _argmax,
     "argmin": _argmin,
     "cumsum": _cumsum,
-    "constant_pad_nd": _padded,
     "_softmax": _softmax,
     "_log_softmax": _log_softmax,
     "_softmax_backward_data": _softmax_back,
     "_log_softmax_backward_data": _log_softmax_back,
-    "index_select": _index_select,
-    "index": _index,
-    "gather": _gather,
-    "scatter_add": _scatter_add,
-    "select_backward": _select_back,
-    "slice_backward": _slice_back,
-    "cat": _cat,
-    "stack": _stack,
 }
 """Names in torch -> (the result, its arguments by name) -> C."""

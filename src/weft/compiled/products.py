@@ -1,6 +1,8 @@
-"""Which of the products of products.h a product is."""
+"""Products, in C: which of those of products.h one is."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -40,3 +42,26 @@ def _strides(x: Value) -> tuple[int, int]:
     """Of an axis of one number it does not matter."""
     first, second = (1 if n == 1 else s for n, s in zip(x.like.shape, x.like.stride(), strict=True))
     return first, second
+
+
+def _mm(out: Value, self: Value, mat2: Value) -> list[str]:
+    return text(out, self, mat2, keep=False)
+
+
+def _mv(out: Value, self: Value, vec: Value) -> list[str]:
+    return _mm(out.viewed(out.like.unsqueeze(1)), self, vec.viewed(vec.like.unsqueeze(1)))
+
+
+def _dot(out: Value, self: Value, tensor: Value) -> list[str]:
+    row, column = self.viewed(self.like.unsqueeze(0)), tensor.viewed(tensor.like.unsqueeze(1))
+    return _mm(out.viewed(out.like.view(1, 1)), row, column)
+
+
+def _bmm(out: Value, self: Value, mat2: Value) -> list[str]:
+    pair = (x.rows(1, "pair") for x in (out, self, mat2))
+    body = _mm(*(x.viewed(x.like.squeeze(0)) for x in pair))
+    return [f"for (long pair = 0; pair < {out.like.shape[0]}; pair++) {{", *body, "}"]
+
+
+PRODUCTS: dict[str, Callable[..., list[str]]] = {"mm": _mm, "mv": _mv, "dot": _dot, "bmm": _bmm}
+"""Names in torch -> (the result, its arguments by name) -> C."""
