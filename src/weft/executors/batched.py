@@ -55,7 +55,7 @@ class Batched:
         workers = 1 if self._apart else self.workers
         try:
             part = _part(asked, here)
-            if compiled and (reply := in_machine_code(part, workers)):
+            if compiled and (reply := in_machine_code(part, workers, ends=self.compile == "always")):
                 self.compiled = self._lately = True
                 return [reply]
             with repeated(self.rounds, workers):

@@ -31,11 +31,19 @@ CACHE = 2**20
 """Bytes that a client may carry through its steps: they have to stay in a core's own cache."""
 
 
-def in_machine_code(asked: Request, workers: int) -> Reply[Any, Mine] | None:
-    """The answers of the members of a cohort, by so many threads; None if their turns cannot be had in machine code."""
+def in_machine_code(asked: Request, workers: int, ends: bool) -> Reply[Any, Mine] | None:
+    """The answers of the members of a cohort; None if their turns cannot be had in machine code.
+
+    Args:
+        asked: of the cohort.
+        workers: threads.
+        ends: also turns with a loop that may end before its batches do, of which nobody knows whether it pays.
+    """
     method, net, down, mine, examples, turn, public = asked
     full = all(bool(((s >= 0).all(2) == (s >= 0).any(2)).all()) for s in turn.steps.values())
-    turn = turn._replace(rows=_rounded(turn.rows), steps={k: _rounded(s) for k, s in turn.steps.items()})
+    steps = {name: _padded(s, _rounded(s.shape[1])) for name, s in turn.steps.items()}
+    wide = max([s.shape[1] * s.shape[2] for s in steps.values()], default=0)  # so that no length is one more program
+    turn = turn._replace(steps=steps, rows=_padded(turn.rows, max(wide, _rounded(turn.rows.shape[1]))))
     tables, closed = opened(examples)
     apart = tree_flatten((down, mine, turn) if method.private_send else (mine, turn))[0]
     shared = () if public is None else (public,)
@@ -50,10 +58,10 @@ def in_machine_code(asked: Request, workers: int) -> Reply[Any, Mine] | None:
         return tree_flatten(take_turn(method, net, Task(down, mine, Data(closed(tables), turn), *shared)))
 
     sample = [x[0] if s else x.detach() for x, s in zip(inputs, stacked, strict=True)]  # no tensor twice
-    kind = _Kind(stacked, full, len(tables))
+    kind = _Kind(stacked, full, len(tables), ends)
     make, leaves = taken_apart((method.work, {name: channel.encode for name, channel in method.up.items()}, net))
     shapes = tuple((x.shape, x.dtype) for x in sample)
-    known = _known((make, tuple((type(x), x) for x in leaves), spec, closed, shapes, kind), one, sample, kind)
+    known = _known((make, tuple((type(x), x) for x in leaves), kind, spec, closed, shapes), one, sample)
     if known is None:
         return None
     results = known.program.results(clients := len(turn.key))
@@ -71,6 +79,7 @@ class _Kind(NamedTuple):
     stacked: tuple[bool, ...]  # of which inputs each client has its own
     full: bool  # no batch has padding
     tables: int  # how many inputs are the tables of the examples; they come first
+    ends: bool  # loops may end before their batches do
 
 
 class _Known(NamedTuple):
@@ -83,20 +92,22 @@ _MOST = 64
 _COMPILING = threading.Lock()
 
 
-def _known(
-    key: Any, one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Tensor], kind: _Kind
-) -> _Known | None:
-    """The program of a turn; None if there is no C for it, or no compiler."""
+def _known(key: Any, one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Tensor]) -> _Known | None:
+    """The program of a turn; None if there is no C for it, or no compiler. Its key is that of the turn and more."""
     try:
         hash(key)
     except TypeError:  # a method that holds what cannot be compared
         return None
+    turn, kind = key[:3], key[2]
     with _COMPILING:
+        if turn in _PROGRAMS:  # no shape would make it a program
+            return None
         if key not in _PROGRAMS:
             try:
                 _PROGRAMS[key] = _made(one, sample, kind)
             except Uncompiled:
-                _PROGRAMS[key] = None
+                _PROGRAMS[turn] = None
+                return None
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # torch may still be able to do it
@@ -112,30 +123,36 @@ def _made(one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: Sequence[Te
         spec = one(*sample)[1]  # outside the trace, so that a network holds what it needs in this thread
     with notes() as loops:
         turn = shortened(lambda *inputs: one(*inputs)[0], sample, 0, WAYS)
-    steps = [_step(loop, sample[: kind.tables], kind.full) for loop in loops]
+    steps = [_step(loop, sample[: kind.tables], kind) for loop in loops]
     return _Known(written(turn, steps, sample, kind.stacked), spec)
 
 
-def _step(loop: Loop, tables: Sequence[Tensor], full: bool) -> tuple[GraphModule, GraphModule | None]:
+def _step(loop: Loop, tables: Sequence[Tensor], kind: _Kind) -> tuple[GraphModule, GraphModule | None]:
     """(a step of one client, whether no further one can change anything) as graphs."""
     flat = [torch.ones(shape, dtype=dtype) for shape, dtype in loop.like]  # by which one may divide
     width = loop.step.width
+    if loop.step.until and not kind.ends:
+        raise Uncompiled("a loop may end before its batches do")
     if sum(x.nbytes for x in flat[:width]) > CACHE:
         raise Uncompiled("what a client carries does not stay in a core's cache")
     key, number, *rows = torch.zeros(2 + loop.batch, dtype=torch.int64)
     batch = torch.stack(rows)
-    step = stepping(loop.step, loop.opened, Way(None, True, full))
+    step = stepping(loop.step, loop.opened, Way(None, True, kind.full))
     step(*flat, *tables, key, batch, number)
     graph = shortened(step, [*flat, *tables, key, batch, number], width, WAYS)
     ended = shortened(lambda *flat: [loop.step.ended(list(flat))], flat, 0, WAYS) if loop.step.until else None
     return graph, ended
 
 
-def _rounded(rows: Tensor) -> Tensor:
-    """Padded so that the second axis has one of few lengths; there is a program for each."""
-    length = 1 << max(0, rows.shape[1] - 1).bit_length()
-    if length == rows.shape[1]:
-        return rows
+def _rounded(length: int) -> int:
+    """One of few lengths; there is a program for each."""
+    found = 1
+    while found < length:
+        found *= 4
+    return found
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
     whole = rows.new_full((len(rows), length, *rows.shape[2:]), -1)
     whole[:, : rows.shape[1]] = rows
     return whole
