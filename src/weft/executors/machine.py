@@ -103,18 +103,18 @@ def _known(key: Any, one: Callable[..., tuple[list[Tensor], TreeSpec]], sample: 
         if turn in _PROGRAMS:  # no shape would make it a program
             return None
         if key not in _PROGRAMS:
+            made: _Known | None = None
             try:
-                _PROGRAMS[key] = _made(one, sample, kind)
-            except Uncompiled:
-                _PROGRAMS[turn] = None
-                return None
+                made = _PROGRAMS[key] = _made(one, sample, kind)
             except (MemoryError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:  # torch may still be able to do it
-                warnings.warn(f"turns are not machine code, since they could not be written: {error!r}", stacklevel=2)
-                _PROGRAMS[key] = None
+            except Exception as error:
+                _PROGRAMS[turn] = None
+                if not isinstance(error, Uncompiled):  # torch may be able to do it all the same
+                    warnings.warn(f"turns are not machine code, as they could not be written: {error!r}", stacklevel=2)
             while len(_PROGRAMS) > _MOST:
                 del _PROGRAMS[next(iter(_PROGRAMS))]
+            return made
         return _PROGRAMS[key]
 
 
