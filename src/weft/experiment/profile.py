@@ -26,7 +26,7 @@ class Profile:
 
     @property
     def compiled(self) -> bool:
-        """Whether steps of a cohort so far were machine code."""
+        """Whether turns of a cohort so far were machine code."""
         return isinstance(self.execute, Batched) and self.execute.compiled
 
     def __call__(

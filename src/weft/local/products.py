@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from weft import compiled
+
 aten = torch.ops.aten
 
 FEW, LARGE = 32, 2**18
@@ -112,9 +114,5 @@ def _put(graph: Graph, target: Any, *args: Any, **options: Any) -> Node:
     return node
 
 
-def _sum(start: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Any:
-    return NotImplemented if factors else a @ b + start
-
-
-WAYS: dict[Any, Any] = {aten.addmm.default: _sum}
+WAYS: dict[Any, Any] = {aten.addmm.default: compiled.WAYS[aten.addmm.default]}
 """What operations are traced to. TorchScript would take a sum with a product apart, and ask for memory twice."""
